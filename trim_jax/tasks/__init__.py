@@ -1,0 +1,1 @@
+"""Benchmarks, prompts, tokenizers and answer grading."""
