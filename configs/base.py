@@ -1,0 +1,122 @@
+"""Names and explains every field that the commands share; the other files only change defaults.
+
+A field's help text is the comment above it. Bounds and choices are in the two tables at the end.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+
+def get_config() -> ConfigDict:
+    """The whole configuration of a routed run, with the defaults of the embedded benchmark."""
+    config = ConfigDict()
+
+    # Folder that the results are written to. The same command resumes a run that was killed.
+    config.out = "results/arith-sweep"
+    # Sampling seeds; every problem is solved once per seed.
+    config.seeds = (0, 1, 2)
+
+    # The three models.
+    config.trio = ConfigDict()
+    # Checkpoint folder of the small model, which drafts every step. Empty: the shipped arith model.
+    config.trio.small = ""
+    # Checkpoint folder of the large model, which rewrites rejected steps. Empty: the shipped one.
+    config.trio.large = ""
+    # Checkpoint folder of the process-reward model, which scores steps. Empty: the shipped one.
+    config.trio.prm = ""
+
+    # The problems.
+    config.data = ConfigDict()
+    # The embedded benchmark, arith, or the path of a .jsonl file with the same fields.
+    config.data.source = "arith"
+    # Which split of the benchmark: train, policy_train, validation, test or hard.
+    config.data.split = "test"
+    # Only the first so many problems; none for all of them.
+    config.data.limit = FieldReference(500)
+    # Put before every problem in the user turn of the small and the large model.
+    config.data.instruction = ""
+    # System turn of the process-reward model.
+    config.data.prm_system = ""
+
+    # Sampling of both language models.
+    config.sampling = ConfigDict()
+    # Divides the logits; 0 always takes the most likely token.
+    config.sampling.temperature = 0.7
+    # Samples among the likeliest tokens that together have this probability; 1 for all.
+    config.sampling.top_p = 0.8
+    # Samples among this many of the likeliest tokens; 0 for all.
+    config.sampling.top_k = 20
+
+    # The engine: limits of a solution, and what runs at once. Only the limits change the results.
+    config.engine = ConfigDict()
+    # Longest problem plus solution, in tokens; a solution that fills it ends there.
+    config.engine.max_context = 512
+    # A solution ends after this many steps.
+    config.engine.max_steps = 30
+    # A step ends after this many tokens.
+    config.engine.max_step_tokens = 96
+    # Arithmetic of the models.
+    config.engine.dtype = "float32"
+    # Histories whose caches are in memory at once; sets the memory used.
+    config.engine.slots = 256
+    # Rows that one call of a model works on at most.
+    config.engine.rows = 64
+    # Problems between two writes; a killed run loses at most one chunk of work.
+    config.engine.chunk_problems = 125
+    # Devices over which rows are split.
+    config.engine.mesh_data = 1
+    # Devices over which the heads of each model are split.
+    config.engine.mesh_model = 1
+
+    # Who writes a step. --config.policy=NAME is short for --config.policy.name=NAME.
+    config.policy = ConfigDict()
+    # never, always, random, thr or oracle; or your own, as my_module:make_policy.
+    config.policy.name = "thr"
+    # thr: the large model rewrites a step whose score is below this; 0 is never, 1 is always.
+    config.policy.threshold = 0.5
+    # random: the large model rewrites a step with this probability.
+    config.policy.p = 0.5
+
+    # What a sweep compares.
+    config.sweep = ConfigDict()
+    # Thresholds of thr. All of them come from one pass.
+    config.sweep.thresholds = tuple(round(0.05 * i, 2) for i in range(21))
+    # Probabilities of the random policy.
+    config.sweep.random = tuple(round(0.05 * i, 2) for i in range(21))
+    # Also run the oracle, which sees whether a step is right: an upper bound, only on arith.
+    config.sweep.oracle = True
+    # Resamples of the bootstrap over problems, for the intervals.
+    config.sweep.bootstrap = 2000
+    return config
+
+
+def pick(*names: str) -> ConfigDict:
+    """Only the named fields and sections, for a command that needs few of them."""
+    config = get_config()
+    for name in set(config) - set(names):
+        del config[name]
+    return config
+
+
+RANGES = {
+    "seeds": (0, None),
+    "data.limit": (1, None),
+    "sampling.temperature": (0.0, None),
+    "sampling.top_p": (0.0, 1.0),
+    "sampling.top_k": (0, None),
+    "engine.max_context": (1, None),
+    "engine.max_steps": (1, None),
+    "engine.max_step_tokens": (1, None),
+    "engine.slots": (1, None),
+    "engine.rows": (1, None),
+    "engine.chunk_problems": (1, None),
+    "engine.mesh_data": (1, None),
+    "engine.mesh_model": (1, None),
+    "policy.threshold": (0.0, 1.0),
+    "policy.p": (0.0, 1.0),
+    "sweep.thresholds": (0.0, 1.0),
+    "sweep.random": (0.0, 1.0),
+    "sweep.bootstrap": (1, None),
+}
+
+CHOICES = {"engine.dtype": ("float32", "bfloat16")}
