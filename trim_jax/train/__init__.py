@@ -1,0 +1,1 @@
+"""Training of the language models, the process reward model and the learned policies."""
