@@ -22,12 +22,16 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
+import re
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
+from trim_jax.errors import DataError
 from trim_jax.tasks.arith_text import Operation, write_problem, write_solution
-from trim_jax.tasks.data import Problem
+from trim_jax.tasks.data import Problem, unknown_name
+from trim_jax.tasks.grading import extract_boxed
 
 MIN_VALUE, MAX_VALUE = 2, 999
 HELD_ADDENDS = range(44, 50)
@@ -131,9 +135,7 @@ def _stream(split: str, excluded: set[str]) -> Iterator[Problem]:
 
 def _spec(split: str) -> SplitSpec:
     if split not in SPLITS:
-        from trim_jax.tasks.data import unknown_name_error
-
-        raise unknown_name_error("split of arith", split, SPLITS)
+        raise unknown_name("split of arith", split, SPLITS)
     return SPLITS[split]
 
 
@@ -143,9 +145,109 @@ def level(operations: list[Operation]) -> int:
     return 1 + sum(points >= bound for bound in LEVEL_POINTS)
 
 
+# --- reading steps -------------------------------------------------------------------------------
+
+_SIGNS = {"add": "+", "sub": "-", "times": "*", "product": "*", "divide": "/"}
+# At most 12 digits: longer ones are wrong anyway, and int() refuses very long ones.
+_OPERANDS = re.compile(r"(\d{1,12})([-+*/])(\d{1,12})")
+_EXPRESSION = re.compile(r"\d{1,12}(?:[-+*]\d{1,12})*")
+_DIVISION = re.compile(r"\d{1,12}r\d{1,12}(?:,\d{1,12}r\d{1,12})*")
+_TERM = re.compile(r"([-+]?)(\d+(?:\*\d+)*)")
+
+
 def step_kinds(problem: Problem) -> list[str]:
-    """The kind of every step of the reference solution."""
-    return [_LABEL_KINDS[step.split()[0]] for step in problem.solution.split(DELIMITER)]
+    """The kind of every step of the reference solution (the keys of `STEP_POINTS`)."""
+    return [_LABEL_KINDS[step.split()[0]] for step in _reference_steps(problem)]
+
+
+def step_labels(problem: Problem, steps: Sequence[str]) -> list[bool]:
+    """For each step of an attempt: are it and all steps before it right?
+
+    `steps` is the attempt split at blank lines.  Step i is right when it does what step i of the
+    reference does: the same operation on the same numbers (the two operands of + and * may be
+    swapped), every equality in it true, and the same result.  White space does not matter.  A step
+    after the reference's last one is wrong.
+    """
+    reference = _reference_steps(problem)
+    labels: list[bool] = []
+    right = True
+    for index, step in enumerate(steps):
+        right = right and index < len(reference) and _is_right(reference[index], step)
+        labels.append(right)
+    return labels
+
+
+def _reference_steps(problem: Problem) -> list[str]:
+    if problem.source != "arith":
+        raise DataError(
+            f"problem {problem.id!r} comes from {problem.source!r}: true step labels and kinds "
+            "exist for the benchmark arith only"
+        )
+    return problem.solution.split(DELIMITER)
+
+
+def _is_right(reference: str, step: str) -> bool:
+    """Whether a step does what the (right) reference step does."""
+    step = step.strip()
+    if step == reference:
+        return True
+    word = reference.split()[0]
+    kind = _LABEL_KINDS[word]
+    if kind == "answer":
+        boxed = extract_boxed(step)
+        return boxed is not None and boxed.strip() == extract_boxed(reference)
+    if not step.startswith(word) or re.search(r"\d\s+\d", step):
+        return False
+    claims = _claims(step, word)
+    if kind == "start":
+        return len(claims) == 1 and _same_number(claims[0], int(_claims(reference, word)[0]))
+    wanted = _claims(reference, word)
+    result = int(wanted[-1])
+    if len(claims) < 2 or not _same_operands(claims[0], wanted[0], kind):
+        return False
+    if not _same_number(claims[-1], result):
+        return False
+    if kind == "divide":
+        return all(_is_division(claim, wanted[1]) for claim in claims[1:-1])
+    return all(_value(claim) == result for claim in claims[1:-1])
+
+
+def _claims(step: str, word: str) -> list[str]:
+    """The sides of the chain of equalities in a step, without white space and the final stop."""
+    return re.sub(r"\s+", "", step.removeprefix(word)).removesuffix(".").split("=")
+
+
+def _same_number(text: str, number: int) -> bool:
+    return re.fullmatch(r"\d{1,12}", text) is not None and int(text) == number
+
+
+def _same_operands(text: str, wanted: str, kind: str) -> bool:
+    match, reference = _OPERANDS.fullmatch(text), _OPERANDS.fullmatch(wanted)
+    if match is None or match[2] != _SIGNS[kind]:
+        return False
+    operands = [int(match[1]), int(match[3])]
+    expected = [int(reference[1]), int(reference[3])]
+    return operands == expected or (match[2] in "+*" and operands[::-1] == expected)
+
+
+def _is_division(text: str, wanted: str) -> bool:
+    """The same quotient digits and remainders as the reference's short division."""
+    if _DIVISION.fullmatch(text) is None:
+        return False
+    digits, expected = ([tuple(map(int, part.split("r"))) for part in side.split(",")]
+                        for side in (text, wanted))
+    return digits == expected
+
+
+def _value(text: str) -> int | None:
+    """Value of an expression of +, - and *, or None where it is not one."""
+    if _EXPRESSION.fullmatch(text) is None:
+        return None
+    total = 0
+    for sign, product in _TERM.findall(text):
+        value = math.prod(map(int, product.split("*")))
+        total += -value if sign == "-" else value
+    return total
 
 
 # --- drawing a chain -----------------------------------------------------------------------------
