@@ -1,4 +1,4 @@
-"""Installation of trim_jax: `pip install -e .`, and '.[test]', '.[tpu]' or '.[cuda]' for the extras."""
+"""Installation: `pip install -e .`; the extras are '.[test]', '.[tpu]' and '.[cuda]'."""
 
 import re
 from pathlib import Path

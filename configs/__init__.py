@@ -1,1 +1,1 @@
-"""Configurations of the commands; installed as `trim_jax.configs`. Each file has a `get_config()`."""
+"""Configurations of the commands, installed as `trim_jax.configs`; each has a `get_config()`."""

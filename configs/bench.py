@@ -1,4 +1,4 @@
-"""Routed throughput against the same loop written on transformers and PyTorch, and the routed floor.
+"""Routed throughput against the same loop in transformers and PyTorch, and the routed floor.
 
     trim-jax bench
 

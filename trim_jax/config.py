@@ -1,18 +1,19 @@
-"""Configuration: plain Python files with a `get_config()`, changed field by field on the command line.
+"""Configuration: plain Python files with a `get_config()`, changed by typed flags.
 
 A config file is a Python file whose `get_config()` returns an `ml_collections.ConfigDict`. Three
 things next to the fields are read from the same file, so that nothing is said twice:
 
 - the comment above (or behind) `config.section.field = default` is the field's help text;
-- `RANGES = {"section.field": (least, most)}` bounds a number, or every number of a tuple (inclusive,
-  `None` = no bound on that side);
+- `RANGES = {"section.field": (least, most)}` bounds a number, or every number of a tuple
+  (inclusive, `None` = no bound on that side);
 - `CHOICES = {"section.field": ("a", "b")}` lists the only values allowed.
 
-A field made with `ml_collections.config_dict.placeholder(type)` or `FieldReference(default)` may also
-be `none`. Every refusal is a `ConfigError` that names the field as it is typed on the command line.
+A field made with `ml_collections.config_dict.placeholder(type)` or `FieldReference(default)` may
+also be `none`. Every refusal is a `ConfigError` that names the field as it is typed.
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -23,7 +24,7 @@ import sys
 import textwrap
 import tokenize
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,15 +64,14 @@ def load_module(path_or_name: str) -> ModuleType:
         return _load_installed(path_or_name)
     path = Path(path_or_name)
     if not path.is_file():
-        raise ConfigError(f"no config file {path}; installed ones: {', '.join(config_names())} "
-                          f"(give the bare name, as in --config {_nearest(path.stem, config_names())})")
+        names = config_names()
+        raise ConfigError(f"no config file {path}; installed ones: {', '.join(names)} "
+                          f"(give the bare name, as in --config {_nearest(path.stem, names)})")
     _ensure_configs_package()
     spec = importlib.util.spec_from_file_location(f"trim_jax_user_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _blamed_on(path):
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises is that file's fault
-        raise ConfigError(f"{path}: {_where(error, path)}{type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path}: defines no get_config()")
     return module
@@ -109,22 +109,25 @@ def _ensure_configs_package() -> ModuleType:
 
 def _call_get_config(module: ModuleType) -> ConfigDict:
     path = Path(module.__file__)
-    try:
+    with _blamed_on(path):
         config = module.get_config()
-    except Exception as error:  # whatever a user's file raises is that file's fault
-        raise ConfigError(f"{path}: {_where(error, path)}{type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+        raise ConfigError(f"{path}: get_config() returns {type(config).__name__}, not a ConfigDict")
     return config
 
 
-def _where(error: Exception, path: Path) -> str:
-    """`line N: ` for the deepest frame of `error` that lies in the file at `path`."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
-    return f"line {frames[-1].lineno}: " if frames else ""
+@contextlib.contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    """Turns whatever the config file at `path` raises into a `ConfigError` with its line."""
+    try:
+        yield
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+        line = f"line {frames[-1].lineno}: " if frames else ""
+        raise ConfigError(f"{path}: {line}{type(error).__name__}: {error}") from error
 
 
-# ---- Fields ---------------------------------------------------------------------------------------
+# ---- Fields ----
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -139,7 +142,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The canonical text of a config: sorted keys, full precision, the same bytes for equal configs."""
+    """The canonical text of a config: sorted keys, full precision, equal bytes if equal values."""
     return json.dumps(config.to_dict(), sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
@@ -202,20 +205,19 @@ def _assigned_field(node: ast.AST) -> str | None:
 
 
 def describe(module: ModuleType) -> str:
-    """Help text of a config: its purpose, then every field with default, kind, range and comment."""
+    """Help text of a config: its purpose, then every field with default, kind and comment."""
     config, comments = _call_get_config(module), field_comments(module)
     lines = []
     if module.__doc__:
         lines += [module.__doc__.strip(), ""]
     lines += ["Fields, with their defaults. Change any of them with --config.FIELD=VALUE.", ""]
-    names = list(flatten(config))
-    order = [name for name in comments if name in names]  # as in the files, where a reader meets them
-    section = ""
-    for name in order + [name for name in names if name not in comments]:
-        if name.rpartition(".")[0] != section:
-            section = name.rpartition(".")[0]
-            lines += ["", comments.get(section, section)]
-        lines += _describe_field(name, config, module, comments)
+    sections: dict[str, list[str]] = {"": []}
+    for name in sorted(flatten(config), key=[*comments, *flatten(config)].index):  # as in the file
+        sections.setdefault(name.rpartition(".")[0], []).append(name)
+    for section, names in sections.items():
+        lines += ["", comments.get(section, section)] if section else []
+        for name in names:
+            lines += _describe_field(name, config, module, comments)
     return "\n".join(lines) + "\n"
 
 
@@ -232,7 +234,7 @@ def _describe_field(name: str, config: ConfigDict, module: ModuleType,
             *textwrap.wrap(text, 92, initial_indent=" " * 8, subsequent_indent=" " * 8)]
 
 
-# ---- Overrides ------------------------------------------------------------------------------------
+# ---- Overrides ----
 
 
 def _apply(config: ConfigDict, override: str, comments: Mapping[str, str]) -> None:
@@ -247,8 +249,8 @@ def _apply(config: ConfigDict, override: str, comments: Mapping[str, str]) -> No
     if inside:
         raise ConfigError(f"{FLAG}{name} is a section; set one of its fields: {', '.join(inside)}")
     if name not in names:
-        raise ConfigError(f"unknown field {FLAG}{name}: did you mean {FLAG}{_nearest(name, names)}? "
-                          "(--help lists every field)")
+        raise ConfigError(f"unknown field {FLAG}{name}: did you mean "
+                          f"{FLAG}{_nearest(name, names)}? (--help lists every field)")
     kind, optional = _kind_of(config, name)
     try:
         value = _parse(text, kind, optional)
@@ -276,7 +278,7 @@ def _get(config: ConfigDict, name: str) -> Any:
 
 
 def _kind_of(config: ConfigDict, name: str) -> tuple[type | tuple[type], bool]:
-    """The type of a field, a 1-tuple of the element type for a sequence, and whether it may be None."""
+    """The type of a field ((element type,) for a sequence), and whether it may be None."""
     section, _, field = name.rpartition(".")
     owner = _get(config, section) if section else config
     raw = dict(owner.items(preserve_field_references=True))[field]
@@ -327,7 +329,7 @@ def _show(value: Any) -> str:
     return str(value) if value != "" else '""'
 
 
-# ---- Checks ---------------------------------------------------------------------------------------
+# ---- Checks ----
 
 
 def _table(module: ModuleType, name: str) -> dict[str, tuple]:
