@@ -1,0 +1,1 @@
+"""Evaluation: traces, metrics, bootstrap, figures and the HTML report."""
