@@ -1,4 +1,4 @@
-"""What every test starts from: CPU, eight fake devices, no network, and a summary that gives reasons.
+"""What every test starts from: CPU, eight fake devices, no network; a summary with reasons.
 
 Set here and not in the tests, because JAX reads these once, when it is first imported.
 """

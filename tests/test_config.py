@@ -118,7 +118,7 @@ def test_missing_config_names_the_nearest(name, parts):
     ("from trim_jax.configs import base\ndef get_config():\n    config = base.get_config()\n"
      "    config.policy.threshold = 'x'\n    return config", ["mine.py", "line 4", "threshold"]),
     ("from trim_jax.configs import base\ndef get_config():\n    config = base.get_config()\n"
-     "    config.policy.threshold = 2.0\n    return config", ["policy.threshold=2.0", "0.0 to 1.0"]),
+     "    config.policy.threshold = 2.0\n    return config", ["threshold=2.0", "0.0 to 1.0"]),
     ("from trim_jax.configs import base\ndef get_config():\n    config = base.get_config()\n"
      "    config.new = float('nan')\n    return config", ["new=nan", "finite"]),
     ("from ml_collections import ConfigDict\ndef get_config():\n"
@@ -151,8 +151,8 @@ CHOICES = {"colour": ("red", "blue")}
     text = describe(load_module(path))
     assert text.startswith("My study.")
     assert text.index("--config.policy.price") < text.index("What a sweep compares.")
-    assert ("  --config.policy.price=0.1\n        The price of a strong token, in points of accuracy."
-            " [a number, at most 0.5]\n") in text
+    assert ("  --config.policy.price=0.1\n        The price of a strong token, in points of "
+            "accuracy. [a number, at most 0.5]\n") in text
     assert "  --config.colour=red\n        of the curve [one of red, blue]\n" in text
     assert load_config(path, ["--config.policy.price=-3"]).policy.price == -3.0
     with pytest.raises(ConfigError, match="at most 0.5. The price of a strong token, in points"):

@@ -141,9 +141,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: ConfigDict | Mapping[str, Any]) -> str:
     """The canonical text of a config: sorted keys, full precision, equal bytes if equal values."""
-    return json.dumps(config.to_dict(), sort_keys=True, indent=2, allow_nan=False) + "\n"
+    plain = config.to_dict() if isinstance(config, ConfigDict) else config
+    return json.dumps(plain, sort_keys=True, indent=2, allow_nan=False) + "\n"
 
 
 def diff_configs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -232,7 +232,10 @@ class ResultFolder:
         atomic_write(self.path / name, [content.encode() if isinstance(content, str) else content])
 
     def update_timings(self, timings: Mapping[str, Any]) -> None:
-        """Merges `timings` (nested dicts; the newer value wins) into timings.json."""
+        """Merges `timings` (nested dicts; the newer value wins) into timings.json.
+
+        The times of a chunk go here before its `write_chunk`: then every done chunk has its times.
+        """
         path = self.path / "timings.json"
         self.write_json(path.name, _merged(_read_json(path) if path.exists() else {}, timings))
 
