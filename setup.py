@@ -42,7 +42,7 @@ setup(
     ],
     extras_require={
         # torch is the reference of the parity tests only; the package itself never imports it.
-        "test": ["pytest>=8.0,<10", "hypothesis>=6.100,<7", "torch==2.13.0"],
+        "test": ["pytest>=8.0,<10", "hypothesis>=6.100,<7", "setuptools>=70.1", "torch==2.13.0"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
     },
