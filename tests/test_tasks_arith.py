@@ -1,5 +1,6 @@
 """The benchmark `arith`: fixed text, sound chains, disjoint splits, true step labels."""
 
+import dataclasses
 import hashlib
 import re
 import subprocess
@@ -113,6 +114,20 @@ def test_training_text_skips_a_text_of_another_split():
     first, second, third = arith.generate("train", 3)
     stream = arith._stream("train", {second.problem})
     assert [next(stream).problem for _ in range(2)] == [first.problem, third.problem]
+
+
+def test_an_evaluation_split_skips_the_texts_of_those_before_it(monkeypatch):
+    """Two splits of one seed, which would otherwise be the same problems."""
+    small = dataclasses.replace(arith.SPLITS["test"], size=20)
+    for name in arith.SPLITS:
+        monkeypatch.setitem(arith.SPLITS, name, small)
+    arith._evaluation_split.cache_clear()
+    try:
+        test, validation = ([p.problem for p in arith.generate(s)] for s in ("test", "validation"))
+        train = [p.problem for p in arith.generate("train", 20)]
+    finally:
+        arith._evaluation_split.cache_clear()
+    assert len({*test, *validation, *train}) == 60
 
 
 def test_seeds_differ():
