@@ -50,7 +50,7 @@ START_READERS = [_pattern(t.removesuffix(".")) for t in arith_text.START_TEMPLAT
 
 
 def read_story(text):
-    """(start, operations) of a problem; fails where a sentence has more or less than one reading."""
+    """(start, operations) of a problem; fails where a sentence has not exactly one reading."""
     first, *middle, question = re.split(r"(?<=[.?]) ", text)
     assert question.endswith("?") and not re.search(r"\d", question)
     starts = {m[1] for p in START_READERS if (m := p.fullmatch(first.removesuffix(".")))}

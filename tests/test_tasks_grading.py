@@ -1,4 +1,4 @@
-"""Answer grading: the fast path, math-verify in killable workers, and agreement with known cases."""
+"""Answer grading: fast path, math-verify in killable workers, agreement with known cases."""
 
 import json
 import os

@@ -50,7 +50,7 @@ _LABEL_KINDS = {
 
 @dataclass(frozen=True)
 class SplitSpec:
-    """How one split is drawn: (steps, weight) pairs, weights of 0, 1, 2, ... hard and medium steps."""
+    """How one split is drawn: (steps, weight) pairs; weights of 0, 1, 2, ... hard, medium steps."""
 
     seed: int
     size: int
