@@ -37,16 +37,17 @@ def pip(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def run_elsewhere(folder: Path, program: str) -> list[str]:
-    """Output lines of `program`, started in `folder` without this checkout on its path.
+def run_elsewhere(folder: Path, site: Path) -> list[str]:
+    """Output lines of PROGRAM in a new folder, with `site` as the only place that has trim_jax.
 
     `-S` keeps out whatever installation of trim_jax this environment itself has; its third-party
-    packages come back as a plain folder.
+    packages come back as a plain folder, behind `site`.
     """
     folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
-    done = subprocess.run([sys.executable, "-S", "-c", program], cwd=folder, env=environment,
-                          capture_output=True, text=True)
+    path = os.pathsep.join([str(site), sysconfig.get_path("purelib")])
+    program = f"import site; site.addsitedir({str(site)!r})" + PROGRAM
+    done = subprocess.run([sys.executable, "-S", "-c", program], cwd=folder,
+                          env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -83,8 +84,7 @@ def test_wheel_holds_every_file_of_the_package_and_the_configs(checkout, wheel):
 def test_wheel_works_from_another_directory(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    lines = run_elsewhere(tmp_path / "elsewhere", f"import sys; sys.path.insert(0, {str(site)!r})"
-                          + PROGRAM)
+    lines = run_elsewhere(tmp_path / "elsewhere", site)
     assert lines == [str(site / "trim_jax/__init__.py"), str(site / "trim_jax/configs/sweep.py"),
                      "0.25", str(site / "trim_jax/assets/tokenizer/tokenizer.json")]
     assert Path(lines[3]).is_file()
@@ -107,15 +107,13 @@ def test_editable_install_works_from_another_directory(checkout, tmp_path):
     prefix = tmp_path / "prefix"
     pip("install", *BUILD, "--prefix", str(prefix), "--ignore-installed", "-e", str(checkout))
     site = next(prefix.rglob("site-packages"))
-    lines = run_elsewhere(tmp_path / "elsewhere", f"import site; site.addsitedir({str(site)!r})"
-                          + PROGRAM)
+    lines = run_elsewhere(tmp_path / "elsewhere", site)
     assert lines == [str(checkout / "trim_jax/__init__.py"), str(checkout / "configs/sweep.py"),
                      "0.25", str(checkout / "trim_jax/assets/tokenizer/tokenizer.json")]
 
 
 def test_checkout_that_is_not_installed_finds_its_configs(checkout, tmp_path):
-    lines = run_elsewhere(tmp_path / "elsewhere",
-                          f"import sys; sys.path.insert(0, {str(checkout)!r})" + PROGRAM)
+    lines = run_elsewhere(tmp_path / "elsewhere", checkout)
     assert lines[:3] == [str(checkout / "trim_jax/__init__.py"), str(checkout / "configs/sweep.py"),
                          "0.25"]
 
