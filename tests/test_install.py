@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -41,10 +40,11 @@ def run_elsewhere(folder: Path, site: Path) -> list[str]:
     """Output lines of PROGRAM in a new folder, with `site` as the only place that has trim_jax.
 
     `-S` keeps out whatever installation of trim_jax this environment itself has; its third-party
-    packages come back as a plain folder, behind `site`.
+    packages come back as plain folders, behind `site`.
     """
     folder.mkdir()
-    path = os.pathsep.join([str(site), sysconfig.get_path("purelib")])
+    packages = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+    path = os.pathsep.join([str(site), *packages])
     program = f"import site; site.addsitedir({str(site)!r})" + PROGRAM
     done = subprocess.run([sys.executable, "-S", "-c", program], cwd=folder,
                           env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
