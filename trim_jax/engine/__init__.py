@@ -1,0 +1,1 @@
+"""Routed inference: three models, one jitted step loop."""

@@ -1,0 +1,298 @@
+"""The host side of the routed loop: requests in, solutions out, in any order."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from typing import Any, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from trim_jax.engine import loop
+from trim_jax.engine import rows as R
+from trim_jax.engine.loop import Carry, LoopConfig
+from trim_jax.engine.rows import Rows
+from trim_jax.engine.sampling import Sampling, row_key
+from trim_jax.engine.tokens import TokenTables
+from trim_jax.errors import ConfigError, DataError
+from trim_jax.models.qwen2 import ModelConfig
+from trim_jax.policies.base import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Size of the routed loop; `LoopConfig` explains the fields.
+
+    `slots`, `rows` and `tail_rows` are per shard of the data axis.
+    """
+
+    slots: int = 192
+    rows: int = 64
+    tail_rows: int = 16
+    max_context: int = 384
+    max_steps: int = 30
+    max_step_tokens: int = 64
+    decode_chunk: int = 16
+    extend_chunk: int = 32
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ConfigError(f"engine.{field.name} must be at least 1")
+        if self.rows > self.slots:
+            raise ConfigError(
+                f"engine.rows ({self.rows}) must not exceed engine.slots ({self.slots})"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One solution to write (several, where settings in [lo, hi) part ways).
+
+    Attributes:
+      problem_id, seed: what the random numbers depend on.
+      prompt: token ids the language models start from. prm_prompt: those of the PRM.
+      policy: index into the engine's policies. lo, hi: range of its settings.
+      reference: token ids of prompt and reference solution, where a policy needs it.
+    """
+
+    problem_id: str
+    seed: int
+    prompt: Sequence[int]
+    prm_prompt: Sequence[int]
+    policy: int = 0
+    lo: int = 0
+    hi: int = 1
+    reference: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One accepted step: its tokens (delimiter included), who wrote it, and what it cost.
+
+    `score` and `draft_score` are None where the PRM was not asked; `draft` holds the tokens of the
+    discarded draft, None where there was none.
+    """
+
+    tokens: tuple[int, ...]
+    writer: int
+    action: int
+    cost: int
+    score: float | None
+    draft_score: float | None
+    draft: tuple[int, ...] | None
+    draft_cost: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """A finished solution of `request` for the settings [lo, hi) of its policy.
+
+    `ledger` is int [3, 5]: useful tokens by model (small, large, PRM) and kind (kept, discarded,
+    prefilled, scored, calls), charged as if this history had run alone.
+    """
+
+    request: Request
+    lo: int
+    hi: int
+    steps: tuple[Step, ...]
+    finish: str
+    ledger: np.ndarray
+
+    @property
+    def strong_tokens(self) -> int:
+        """The paper's cost: tokens the large model decoded, delimiters apart."""
+        return sum(step.cost for step in self.steps if step.writer == R.LARGE)
+
+
+class Engine:
+    """Three models, a set of policies, and the compiled loop that runs them.
+
+    Attributes:
+      executed: int64 [5, 3], per kind of work (`loop.WORK`) the row-slots executed, those that did
+        useful work, and the calls, summed over all runs of this engine.
+    """
+
+    def __init__(
+        self,
+        models: tuple[ModelConfig, ModelConfig, ModelConfig],
+        params: tuple[Any, Any, Any],
+        tables: TokenTables,
+        policies: Sequence[Policy],
+        config: EngineConfig = EngineConfig(),
+        sampling: Sampling = Sampling(),
+        mesh: Mesh | None = None,
+        prm_extra: int = 64,
+    ):
+        """
+        Args:
+          models, params: of small, large and PRM; `params` already placed on `mesh`.
+          tables: of the shared vocabulary.
+          mesh: axes `data` and `model`; None runs on one device.
+          prm_extra: tokens that the PRM's prompt may be longer than the language models'.
+        """
+        c = config
+        prm_context = c.max_context + c.max_steps + prm_extra
+        self.params, self.mesh, self.shards = params, mesh, mesh.shape["data"] if mesh else 1
+        self.loop = LoopConfig(
+            models=models,
+            policies=tuple(policies),
+            tables=tables,
+            sampling=sampling,
+            slots=c.slots,
+            rows=c.rows,
+            tail_rows=min(c.tail_rows, c.rows),
+            context=c.max_context,
+            prm_context=prm_context,
+            max_steps=c.max_steps,
+            max_step_tokens=c.max_step_tokens,
+            decode_chunk=c.decode_chunk,
+            extend_chunk=c.extend_chunk,
+            past_sizes=(math.ceil(c.max_context / 2 / 32) * 32,),
+            queue=c.slots,
+            out=3 * c.slots,
+            fork_reserve=c.slots // 4 if c.slots >= 4 else 0,
+        )
+        self.executed = np.zeros([len(loop.WORK), 3], np.int64)
+        self.ticks = 0
+        self._carry: Carry | None = None
+        self._init, self._run = self._compile()
+
+    def _compile(self):
+        init = functools.partial(loop.initial_carry, self.loop)
+        run = functools.partial(loop.run, self.loop, max_ticks=48)
+        if self.mesh is not None:
+            rows, none = PartitionSpec("data"), PartitionSpec()
+            wrap = functools.partial(jax.shard_map, mesh=self.mesh, axis_names={"data"}, check_vma=False)
+            init = wrap(init, in_specs=(), out_specs=rows)
+            run = wrap(run, in_specs=(none, rows), out_specs=rows)
+        return jax.jit(init), jax.jit(run, donate_argnums=1)
+
+    def check(self, request: Request) -> None:
+        """Raise DataError where the prompt leaves no room for a solution."""
+        c = self.loop
+        limit = min(c.context - 2, c.prm_context - c.max_steps - 2)
+        longest = max(len(request.prompt), len(request.prm_prompt))
+        if longest > limit:
+            raise DataError(
+                f"problem {request.problem_id!r}: its prompt has {longest} tokens, "
+                f"engine.max_context ({c.context}) leaves room for {limit}"
+            )
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Solution]:
+        """Solve every request; solutions come as they finish.
+
+        The text of a solution depends on its request alone, never on the others in flight.
+        """
+        numbered: list[Request] = []
+        source = iter(requests)
+        pending: collections.deque[Rows] = collections.deque()
+        queues: list[list[Rows]] = [[] for _ in range(self.shards)]
+        exhausted = False
+        carry = self._carry if self._carry is not None else self._init()
+        self._carry = None  # donated below; a run that raises starts afresh
+        while True:
+            while not exhausted and len(pending) < self.loop.queue * self.shards:
+                request = next(source, None)
+                if request is None:
+                    exhausted = True
+                    break
+                self.check(request)
+                pending.append(self._item(request, len(numbered)))
+                numbered.append(request)
+            for _ in range(self.loop.queue):  # deal evenly over the shards
+                for queue in queues:
+                    if pending and len(queue) < self.loop.queue:
+                        queue.append(pending.popleft())
+            if not any(queues) and not (np.asarray(carry.rows.phase) != R.FREE).any():
+                break
+            carry = self._call(carry, queues, more=bool(pending) or not exhausted)
+            for queue, head in zip(queues, np.asarray(carry.head)):
+                del queue[: int(head)]
+            for record in self._records(carry):
+                if record.spilled:
+                    pending.appendleft(self._revived(record))
+                else:
+                    yield self._solution(record, numbered[int(record.item)])
+        self._carry = carry
+
+    def _call(self, carry: Carry, queues: list[list[Rows]], more: bool) -> Carry:
+        blank = jax.tree.map(lambda x: x[0], self.loop.blank(1))
+        filled = [q + [blank] * (self.loop.queue - len(q)) for q in queues]
+        queue = jax.tree.map(lambda *xs: np.stack(xs), *[row for q in filled for row in q])
+        tail = np.array([len(q) for q in queues], np.int32)
+        carry = loop.host_carry(carry, *self._place((queue, tail, np.full(self.shards, more))))
+        carry = self._run(self.params, carry)
+        self.executed += np.asarray(carry.work, np.int64).sum(axis=0)
+        self.ticks += int(np.asarray(carry.ticks).max())
+        return carry
+
+    def _place(self, tree: Any) -> Any:
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("data")))
+
+    def _item(self, request: Request, number: int) -> Rows:
+        row = jax.tree.map(lambda x: np.array(x[0]), self.loop.blank(1))
+        n, n_prm = len(request.prompt), len(request.prm_prompt)
+        row.tokens[:n] = request.prompt
+        row.prm_tokens[:n_prm] = request.prm_prompt
+        if self.loop.references and len(request.reference):
+            known = np.asarray(request.reference)[: self.loop.context]
+            row.reference[: len(known)] = known
+        number_of = lambda x: np.asarray(x, np.int32)  # noqa: E731
+        return row.replace(
+            phase=number_of(R.PLANNING), item=number_of(number), policy=number_of(request.policy),
+            lo=number_of(request.lo), hi=number_of(request.hi), n_tokens=number_of(n),
+            n_prm=number_of(n_prm), prm_prompt=number_of(n_prm),
+            key=np.asarray(row_key(request.seed, request.problem_id)),
+        )  # fmt: skip
+
+    def _revived(self, record: Rows) -> Rows:
+        """A spilled row as a queue item: its caches are gone, what they held stays paid for."""
+        zero = np.zeros_like
+        return record.replace(
+            length=zero(record.length), hits=zero(record.hits), spilled=zero(record.spilled)
+        )
+
+    def _records(self, carry: Carry) -> Iterator[Rows]:
+        counts = np.asarray(carry.n_out)
+        if not counts.any():
+            return
+        out = jax.device_get(carry.out)
+        for shard, count in enumerate(counts):
+            begin = shard * self.loop.out
+            for i in range(begin, begin + int(count)):
+                yield jax.tree.map(lambda x, i=i: np.array(x[i]), out)
+
+    def _solution(self, record: Rows, request: Request) -> Solution:
+        number = lambda x: None if np.isnan(x) else float(x)  # noqa: E731
+        steps, start, discarded = [], int(len(request.prompt)), 0
+        for i in range(int(record.t)):
+            end, draft = int(record.step_end[i]), None
+            if record.draft_cost[i] >= 0:
+                draft_end = int(record.discarded_end[i])
+                draft = tuple(record.discarded[discarded:draft_end].tolist())
+                discarded = draft_end
+            steps.append(
+                Step(
+                    tokens=tuple(record.tokens[start:end].tolist()),
+                    writer=int(record.writer[i]),
+                    action=int(record.action[i]),
+                    cost=int(record.cost[i]),
+                    score=number(record.score[i]),
+                    draft_score=number(record.draft_score[i]),
+                    draft=draft,
+                    draft_cost=int(record.draft_cost[i]) if draft is not None else None,
+                )
+            )
+            start = end
+        return Solution(
+            request, int(record.lo), int(record.hi), tuple(steps),
+            R.FINISHES[int(record.finish)], np.array(record.ledger),
+        )  # fmt: skip

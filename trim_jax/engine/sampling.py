@@ -1,0 +1,89 @@
+"""Sampling with one random stream a row, independent of batch, slot and policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from trim_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn (the paper: 0.7, 0.8, 20).
+
+    Attributes:
+      temperature: 0 is greedy.
+      top_p: keep the smallest set of tokens with at least this probability; 1 keeps all.
+      top_k: keep this many tokens first; 0 keeps all.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.8
+    top_k: int = 20
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ConfigError(f"sampling.temperature must be >= 0, it is {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"sampling.top_p must be in (0, 1], it is {self.top_p}")
+        if self.top_k < 0:
+            raise ConfigError(f"sampling.top_k must be >= 0, it is {self.top_k}")
+
+
+def row_key(seed: int, problem_id: str) -> jax.Array:
+    """Key data [2] of one (seed, problem): every random number of its solutions comes from it."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(problem_id.encode()))
+    return jax.random.key_data(key)
+
+
+def fold(keys: jax.Array, data: jax.Array) -> jax.Array:
+    """`fold_in` on raw key data: keys [..., 2] and data [...] give [..., 2]."""
+    flat = jax.vmap(lambda k, d: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(k), d)))
+    shape = jnp.broadcast_shapes(keys.shape[:-1], data.shape)
+    keys = jnp.broadcast_to(keys, (*shape, 2)).reshape(-1, 2)
+    return flat(keys, jnp.broadcast_to(data, shape).reshape(-1)).reshape(*shape, 2)
+
+
+def uniform(keys: jax.Array) -> jax.Array:
+    """One number in (0, 1) for every key: [..., 2] to float32 [...]."""
+    return ((keys[..., 0] >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+
+
+def sample(
+    logits: jax.Array, keys: jax.Array, allowed: jax.Array, sampling: Sampling
+) -> jax.Array:
+    """Draw one token a row: temperature, then top-k, then top-p, then Gumbel-max.
+
+    The noise of a candidate depends on its row key and its token id, not on its rank, so a tie in
+    rank between two candidates cannot exchange their luck.
+
+    Args:
+      logits: float32 [R, V].
+      keys: key data [R, 2] of (seed, problem, attempt, token position).
+      allowed: bool [V].
+      sampling: static settings.
+
+    Returns:
+      int32 [R].
+    """
+    logits = jnp.where(allowed, logits, -jnp.inf)
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    vocab = logits.shape[-1]
+    width = min(sampling.top_k or vocab, vocab)
+    if width == vocab and sampling.top_p == 1:
+        values = logits / sampling.temperature
+        ids = jnp.broadcast_to(jnp.arange(vocab, dtype=jnp.int32), logits.shape)
+    else:
+        values, ids = jax.lax.top_k(logits, width)
+        values = values / sampling.temperature
+        probability = jax.nn.softmax(values, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        values = jnp.where(before < sampling.top_p, values, -jnp.inf)
+    noise = -jnp.log(-jnp.log(uniform(fold(keys[:, None], ids))))
+    best = jnp.argmax(values + noise, axis=-1)
+    return jnp.take_along_axis(ids, best[:, None], axis=1)[:, 0].astype(jnp.int32)

@@ -1,0 +1,219 @@
+"""What happens between the calls of the models: plan, decide, reject, accept, finish.
+
+Pure functions on `Rows`, vectorised over rows; each acts on the rows of one phase and leaves the
+others as they are. Section 1 of the method, in code.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trim_jax.engine import rows as R
+from trim_jax.engine.rows import Rows, where
+from trim_jax.engine.sampling import fold, uniform
+from trim_jax.engine.tokens import BOXED, START_STATE, TokenTables
+from trim_jax.policies import base
+
+# Key data of a token is (seed, problem) folded with the writer and the position; this stream, which
+# no writer has, is the policy's own.
+POLICY_STREAM = 7
+
+
+def put_at(array: jax.Array, at: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """`array` [B, M] with `value` [B] at column `at` [B] in the rows of `mask` [B]."""
+    here = (jnp.arange(array.shape[1]) == at[:, None]) & mask[:, None]
+    return jnp.where(here, value[:, None], array)
+
+
+def take_at(array: jax.Array, at: jax.Array) -> jax.Array:
+    """Column `at` [B] of `array` [B, M]."""
+    return jnp.take_along_axis(array, at[:, None], axis=1, mode="clip")[:, 0]
+
+
+def observe(rows: Rows) -> base.Observation:
+    """What the policies see of every row."""
+    steps = jnp.arange(rows.score.shape[1])
+    S = rows.tokens.shape[1]
+    if rows.reference.shape[1]:
+        same = rows.tokens == rows.reference
+        agree = jnp.where(same.all(axis=1), S, jnp.argmin(same, axis=1))
+        right, prefix_right = agree >= rows.n_text, agree >= rows.n_tokens
+    else:
+        right = prefix_right = jnp.zeros_like(rows.ended)
+    last = rows.ended | (rows.boxed_state == len(BOXED)) | (rows.t + 1 == len(steps))
+    return base.Observation(
+        t=rows.t,
+        draft_tokens=rows.draft_n - rows.newlines,
+        draft_score=take_at(rows.draft_score, rows.t),
+        scores=jnp.where(steps < rows.t[:, None], rows.score, jnp.nan),
+        writers=rows.writer,
+        last=last | (rows.n_text >= S),
+        uniform=uniform(fold(fold(rows.key, jnp.uint32(POLICY_STREAM)), rows.t)),
+        right=right,
+        prefix_right=prefix_right,
+        large_tokens=rows.ledger[:, R.LARGE, R.KEPT],
+    )
+
+
+def _new_step(rows: Rows, mask: jax.Array) -> Rows:
+    """Forget the step in progress."""
+    zero = lambda x: jnp.where(mask, 0, x)  # noqa: E731
+    return rows.replace(
+        draft_n=zero(rows.draft_n),
+        step_state=jnp.where(mask, START_STATE, rows.step_state),
+        boxed_state=zero(rows.boxed_state),
+        newlines=zero(rows.newlines),
+        decoded=zero(rows.decoded),
+        ended=rows.ended & ~mask,
+    )
+
+
+def _append_to_prm(rows: Rows, mask: jax.Array, tables: TokenTables) -> Rows:
+    """Append the step in progress and `<extra_0>` to the PRM's stream, without its delimiter."""
+    n = rows.draft_n - rows.newlines
+    at = jnp.arange(rows.prm_tokens.shape[1]) - rows.n_prm[:, None]
+    step = jnp.take_along_axis(rows.tokens, rows.n_tokens[:, None] + at, axis=1, mode="clip")
+    bare = jnp.asarray(tables.stripped)[take_at(rows.tokens, rows.n_tokens + n - 1)]
+    step = jnp.where(at == n[:, None] - 1, bare[:, None], step)
+    step = jnp.where(at == n[:, None], tables.separator, step)
+    inside = mask[:, None] & (at >= 0) & (at <= n[:, None])
+    return rows.replace(
+        prm_tokens=jnp.where(inside, step, rows.prm_tokens),
+        n_prm=rows.n_prm + jnp.where(mask, n + 1, 0),
+    )
+
+
+def finish_drafts(rows: Rows, tables: TokenTables) -> Rows:
+    """DRAFTED rows go on to the PRM, or straight to the decision."""
+    drafted = rows.phase == R.DRAFTED
+    to_score = drafted & rows.scored_plan
+    rows = _append_to_prm(rows, to_score, tables)
+    phase = jnp.where(to_score, R.SCORING, jnp.where(drafted, R.DECIDING, rows.phase))
+    return rows.replace(phase=phase)
+
+
+def decide(rows: Rows, policies: Sequence[base.Policy]) -> Rows:
+    """DECIDING rows become ACCEPTED, REJECTED, or FORK_ACCEPT where their settings part."""
+    deciding = rows.phase == R.DECIDING
+    obs = observe(rows)
+    cut, states = rows.lo, list(rows.states)
+    for i, policy in enumerate(policies):
+        mine = deciding & (rows.policy == i)
+        action, state = policy.decide(_dial(policy, rows), obs, rows.states[i])
+        states[i] = where(mine, state, rows.states[i])
+        if isinstance(policy, base.MonotonePolicy) and not policy.before_draft:
+            own = policy.cut(rows.lo, rows.hi, obs)
+        else:
+            own = jnp.where(action == base.ACCEPT, rows.hi, rows.lo)
+        cut = jnp.where(mine, own, cut)
+    return _part(rows.replace(states=tuple(states)), deciding, cut, R.ACCEPTED, R.REJECTED, R.FORK_ACCEPT)
+
+
+def plan(rows: Rows, policies: Sequence[base.Policy]) -> Rows:
+    """PLANNING rows become DRAFTING, WRITING, or FORK_DRAFT where their settings part."""
+    planning = rows.phase == R.PLANNING
+    obs = observe(rows)
+    cut, scored = rows.lo, rows.scored_plan
+    for i, policy in enumerate(policies):
+        mine = planning & (rows.policy == i)
+        code = policy.plan(_dial(policy, rows), obs, rows.states[i])
+        if isinstance(policy, base.MonotonePolicy) and policy.before_draft:
+            own = policy.cut(rows.lo, rows.hi, obs)
+        else:
+            own = jnp.where(code == base.LARGE, rows.lo, rows.hi)
+        cut = jnp.where(mine, own, cut)
+        scored = jnp.where(mine, code == base.DRAFT_AND_SCORE, scored)
+    return _part(rows.replace(scored_plan=scored), planning, cut, R.DRAFTING, R.WRITING, R.FORK_DRAFT)
+
+
+def _dial(policy: base.Policy, rows: Rows) -> jax.Array:
+    dials = jnp.asarray(policy.settings, jnp.float32)
+    return dials[jnp.clip(rows.lo, 0, len(policy.settings) - 1)]
+
+
+def _part(rows: Rows, mask, cut, small_phase: int, large_phase: int, fork_phase: int) -> Rows:
+    """Settings below `cut` go the small model's way, the others the large model's."""
+    phase = jnp.where(cut >= rows.hi, small_phase, fork_phase)
+    phase = jnp.where(cut <= rows.lo, large_phase, phase)
+    return rows.replace(phase=jnp.where(mask, phase, rows.phase), cut=jnp.where(mask, cut, rows.cut))
+
+
+def reject(rows: Rows) -> Rows:
+    """REJECTED drafts are set aside and charged, the caches rolled back; the large model is next."""
+    mask = rows.phase == R.REJECTED
+    n = jnp.where(mask, rows.draft_n, 0)
+    at = jnp.arange(rows.discarded.shape[1]) - rows.n_discarded[:, None]
+    draft = jnp.take_along_axis(rows.tokens, rows.n_tokens[:, None] + at, axis=1, mode="clip")
+    inside = (at >= 0) & (at < n[:, None])
+    end = jnp.minimum(rows.n_discarded + n, rows.discarded.shape[1])
+
+    scored = mask & rows.scored_plan
+    n_prm = rows.n_prm - jnp.where(scored, rows.draft_n - rows.newlines + 1, 0)
+    keep = jnp.stack([rows.n_tokens, rows.n_tokens, n_prm], axis=1)  # [B, 3]
+    roll = lambda x: jnp.where(mask[:, None], jnp.minimum(x, keep), x)  # noqa: E731
+    ledger = rows.ledger.at[:, R.SMALL, R.DISCARDED].add(jnp.where(mask, rows.decoded, 0))
+    ledger = ledger.at[:, R.SMALL, R.CALLS].add(mask)
+    rows = rows.replace(
+        discarded=jnp.where(inside, draft, rows.discarded),
+        discarded_end=put_at(rows.discarded_end, rows.t, end, mask),
+        n_discarded=end,
+        draft_cost=put_at(rows.draft_cost, rows.t, rows.draft_n - rows.newlines, mask),
+        n_prm=n_prm,
+        hits=jnp.where(mask, jnp.minimum(rows.hits, rows.t), rows.hits),
+        length=roll(rows.length),
+        covered=roll(rows.covered),
+        ledger=ledger,
+        phase=jnp.where(mask, R.WRITING, rows.phase),
+    )
+    return _new_step(rows, mask)
+
+
+def commit(rows: Rows, tables: TokenTables) -> Rows:
+    """ACCEPTED and WRITTEN steps join the text; the row plans its next step or is DONE."""
+    accepted, written = rows.phase == R.ACCEPTED, rows.phase == R.WRITTEN
+    mask = accepted | written
+    rows = _append_to_prm(rows, written | (accepted & ~rows.scored_plan), tables)
+
+    redone = take_at(rows.draft_cost, rows.t) >= 0
+    action = jnp.where(accepted, base.ACCEPT, jnp.where(redone, base.REGENERATE, base.DIRECT))
+    score = jnp.where(accepted, take_at(rows.draft_score, rows.t), jnp.nan)
+    ledger = rows.ledger
+    for model, here in ((R.SMALL, accepted), (R.LARGE, written)):
+        ledger = ledger.at[:, model, R.KEPT].add(jnp.where(here, rows.decoded, 0))
+        ledger = ledger.at[:, model, R.CALLS].add(here)
+
+    n_tokens, t = rows.n_text, rows.t + 1
+    checks = [
+        (rows.boxed_state == len(BOXED), R.BOXED),
+        (rows.ended, R.EOS),
+        (t == rows.score.shape[1], R.STEPS),
+        (n_tokens >= rows.tokens.shape[1], R.CONTEXT),
+    ]
+    done = jnp.zeros_like(mask)
+    finish = rows.finish
+    for holds, reason in checks:
+        finish = jnp.where(mask & holds & ~done, reason, finish)
+        done |= mask & holds
+    phase = jnp.where(mask, R.PLANNING, rows.phase)
+    rows = rows.replace(
+        step_end=put_at(rows.step_end, rows.t, n_tokens, mask),
+        writer=put_at(rows.writer, rows.t, jnp.where(accepted, R.SMALL, R.LARGE), mask),
+        action=put_at(rows.action, rows.t, action, mask),
+        cost=put_at(rows.cost, rows.t, rows.draft_n - rows.newlines, mask),
+        score=put_at(rows.score, rows.t, score, mask),
+        ledger=ledger,
+        finish=finish,
+        n_tokens=jnp.where(mask, n_tokens, rows.n_tokens),
+        t=jnp.where(mask, t, rows.t),
+        phase=jnp.where(done, R.DONE, phase),
+    )
+    return _new_step(rows, mask)
+
+
+def initial_states(policies: Sequence[base.Policy], rows: int) -> tuple:
+    """The policies' own state for `rows` fresh rows, as NumPy arrays."""
+    return tuple(jax.tree.map(np.asarray, policy.init(rows)) for policy in policies)

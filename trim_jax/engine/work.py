@@ -1,0 +1,215 @@
+"""The three kinds of model work on rows: catch up, decode, score.
+
+Each takes the mask of rows that wait for it, works on at most `tile.rows` of them, and returns
+the rows and caches with the work done, and [slots executed, slots used].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from trim_jax.engine import rows as R
+from trim_jax.engine.cache import commit, extend, view
+from trim_jax.engine.rows import Rows
+from trim_jax.engine.sampling import Sampling, fold, sample
+from trim_jax.engine.tokens import BOXED, OVER, TokenTables
+from trim_jax.models.qwen2 import KV, Qwen2, empty_kv
+
+
+class Tile(NamedTuple):
+    """Static size of one call: rows, and cache slots that are read."""
+
+    rows: int
+    past: int
+
+
+def _chosen(mask: jax.Array, tile: Tile) -> tuple[jax.Array | None, jax.Array, jax.Array]:
+    """(cache index, row index, valid) of up to `tile.rows` rows of `mask` [B].
+
+    A tile as large as the batch takes every row where it stands (masking); a smaller one gathers
+    the waiting rows (compaction).
+    """
+    B = mask.shape[0]
+    if tile.rows >= B:
+        return None, jnp.arange(B), mask
+    index = jnp.nonzero(mask, size=tile.rows, fill_value=B)[0]
+    return index, index, index < B
+
+
+def _charge(rows: Rows, index, model: int, begin, end) -> Rows:
+    """Charge tokens begin..end-1 of a stream that was read, but for those already `covered`."""
+    begin = jnp.maximum(begin, rows.covered.at[index, model].get(mode="clip"))
+    prompt = rows.prm_prompt.at[index].get(mode="clip") if model == R.PRM else jnp.int32(2**30)
+    prefilled = jnp.maximum(jnp.minimum(end, prompt) - begin, 0)
+    scored = jnp.maximum(end - jnp.maximum(begin, prompt), 0)
+    ledger = rows.ledger.at[index, model, R.PREFILLED].add(prefilled, mode="drop")
+    ledger = ledger.at[index, model, R.SCORED].add(scored, mode="drop")
+    return rows.replace(ledger=ledger)
+
+
+def _set_length(rows: Rows, index, model: int, length) -> Rows:
+    return rows.replace(
+        length=rows.length.at[index, model].set(length, mode="drop"),
+        covered=rows.covered.at[index, model].max(length, mode="drop"),
+    )
+
+
+def catch_up(
+    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, which: int, tile: Tile, chunk: int
+) -> tuple[Rows, KV, jax.Array]:
+    """A language model reads up to `chunk` tokens that it has not seen, all but the last one."""
+    index, row, valid = _chosen(mask, tile)
+    length = rows.length[:, which].at[row].get(mode="clip")
+    n_new = jnp.clip(rows.n_text.at[row].get(mode="clip") - 1 - length, 0, chunk) * valid
+    text = rows.tokens.at[row].get(mode="clip")
+    tokens = jnp.take_along_axis(text, length[:, None] + jnp.arange(chunk), axis=1, mode="clip")
+    nothing = jnp.zeros([tile.rows, 0], jnp.int32)
+    _, kv = extend(model, params, kv, index, length, tokens, n_new, tile.past, nothing)
+    row = jnp.where(valid, row, mask.shape[0])
+    rows = _charge(rows, row, which, length, length + n_new)
+    rows = _set_length(rows, row, which, length + n_new)
+    return rows, kv, jnp.stack([jnp.int32(tile.rows * chunk), n_new.sum()])
+
+
+def score(
+    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, separator: int, tile: Tile, chunk: int
+) -> tuple[Rows, KV, jax.Array]:
+    """The PRM reads up to `chunk` new tokens of its stream and scores the steps that end there.
+
+    The n-th separator of the stream ends step n; the score of the last step is the draft's, and it
+    sends the row to its decision.
+    """
+    B, M = rows.score.shape
+    index, row, valid = _chosen(mask, tile)
+    get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
+    length = get(rows.length[:, R.PRM])
+    n_new = jnp.clip(get(rows.n_prm) - length, 0, chunk) * valid
+    at = length[:, None] + jnp.arange(chunk)
+    tokens = jnp.take_along_axis(get(rows.prm_tokens), at, axis=1, mode="clip")
+    logits, kv = extend(model, params, kv, index, length, tokens, n_new, tile.past)
+    right = jax.nn.softmax(logits, axis=-1)[..., 1]  # [R, T]
+
+    real = jnp.arange(chunk) < n_new[:, None]
+    hit = (tokens == separator) & real & (at >= get(rows.prm_prompt)[:, None])
+    step = get(rows.hits)[:, None] + jnp.cumsum(hit, axis=1) - 1
+    row = jnp.where(valid, row, B)
+    accepted = jnp.where(hit & (step < get(rows.t)[:, None]), step, M)
+    draft = jnp.where(hit & (step == get(rows.t)[:, None]), step, M)
+    row_2d = jnp.broadcast_to(row[:, None], step.shape)
+    complete = valid & (draft < M).any(axis=1)
+    rows = _charge(rows, row, R.PRM, length, length + n_new)
+    rows = rows.replace(
+        score=rows.score.at[row_2d, accepted].set(right, mode="drop"),
+        draft_score=rows.draft_score.at[row_2d, draft].set(right, mode="drop"),
+        hits=rows.hits.at[row].add(hit.sum(axis=1), mode="drop"),
+        phase=rows.phase.at[jnp.where(complete, row, B)].set(R.DECIDING, mode="drop"),
+        ledger=rows.ledger.at[row, R.PRM, R.CALLS].add(complete, mode="drop"),
+    )
+    rows = _set_length(rows, row, R.PRM, length + n_new)
+    return rows, kv, jnp.stack([jnp.int32(tile.rows * chunk), n_new.sum()])
+
+
+def decode(
+    model: Qwen2,
+    params: Any,
+    kv: KV,
+    rows: Rows,
+    mask: jax.Array,
+    which: int,
+    tile: Tile,
+    chunk: int,
+    tables: TokenTables,
+    sampling: Sampling,
+    max_step_tokens: int,
+) -> tuple[Rows, KV, jax.Array]:
+    """A language model writes up to `chunk` tokens of the step in progress of each row.
+
+    New keys and values wait in a side buffer, the cache is read-only meanwhile. The loop ends early
+    once most of the rows it began with have come to the end of their step; the rest go on at a
+    later call, beside other rows.
+    """
+    step_next, boxed_next = jnp.asarray(tables.step_next), jnp.asarray(tables.boxed_next)
+    stripped, is_eos = jnp.asarray(tables.stripped), jnp.asarray(tables.is_eos)
+    allowed = jnp.asarray(tables.allowed)
+    if len(tables.allowed) != model.config.vocab:
+        raise ValueError("token tables and model disagree on the vocabulary")
+
+    B, S = rows.tokens.shape
+    index, row, valid = _chosen(mask, tile)
+    get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
+    length, n_text = get(rows.length[:, which]), get(rows.n_text)
+    past = view(kv, index, tile.past)
+    keys = fold(get(rows.key), jnp.uint32(which))
+    last = jnp.take_along_axis(get(rows.tokens), n_text[:, None] - 1, axis=1, mode="clip")[:, 0]
+    begun = valid.sum()
+    state = dict(
+        i=jnp.int32(0),
+        active=valid,
+        token=last,
+        n=jnp.zeros([tile.rows], jnp.int32),  # tokens decoded in this call
+        draft_n=get(rows.draft_n),
+        step_state=get(rows.step_state),
+        boxed_state=get(rows.boxed_state),
+        newlines=get(rows.newlines),
+        ended=jnp.zeros([tile.rows], bool),
+        written=jnp.zeros([tile.rows, chunk], jnp.int32),
+        side=empty_kv(model.config, tile.rows, chunk),
+    )
+
+    def go_on(s):
+        return (s["i"] < chunk) & (4 * s["active"].sum() > begun)
+
+    def write_token(s):
+        i, active = s["i"], s["active"]
+        logits, side = model.apply(
+            {"params": params}, s["token"][:, None], past, length, s["side"], i
+        )
+        token = sample(logits[:, 0], fold(keys, n_text + i), allowed, sampling)
+        full = s["draft_n"] + 1 >= max_step_tokens
+        token = jnp.where(full, tables.delimiter, token)
+        ended = active & is_eos[token]
+        text = active & ~ended
+        step_state = step_next[token, s["step_state"]].astype(jnp.int32)
+        blank = jnp.where(stripped[token] < 0, s["newlines"] + 1, 0)
+        over = ended | (step_state == OVER) | full | (n_text + i + 1 >= S)
+        keep = lambda new, old: jnp.where(text, new, old)  # noqa: E731
+        return dict(
+            i=i + 1,
+            active=active & ~over,
+            token=token,
+            n=s["n"] + active,
+            draft_n=s["draft_n"] + text,
+            step_state=keep(step_state, s["step_state"]),
+            boxed_state=keep(boxed_next[token, s["boxed_state"]].astype(jnp.int32), s["boxed_state"]),
+            newlines=keep(blank, s["newlines"]),
+            ended=s["ended"] | ended,
+            written=s["written"].at[:, i].set(token),
+            side=side,
+        )
+
+    s = jax.lax.while_loop(go_on, write_token, state)
+    kv = commit(kv, index, length, s["side"], s["n"])
+
+    at = jnp.arange(chunk)
+    row = jnp.where(valid, row, B)
+    row_2d = jnp.broadcast_to(row[:, None], s["written"].shape)
+    text_at = jnp.where(at < (s["n"] - s["ended"])[:, None], n_text[:, None] + at, S)
+    put = lambda x, value: x.at[row].set(value, mode="drop")  # noqa: E731
+    complete = jnp.where(valid & ~s["active"], row, B)
+    rows = rows.replace(
+        tokens=rows.tokens.at[row_2d, text_at].set(s["written"], mode="drop"),
+        draft_n=put(rows.draft_n, s["draft_n"]),
+        step_state=put(rows.step_state, s["step_state"]),
+        boxed_state=put(rows.boxed_state, s["boxed_state"]),
+        newlines=put(rows.newlines, s["newlines"]),
+        ended=put(rows.ended, s["ended"]),
+        decoded=rows.decoded.at[row].add(s["n"], mode="drop"),
+        phase=rows.phase.at[complete].set(
+            R.DRAFTED if which == R.SMALL else R.WRITTEN, mode="drop"
+        ),
+    )
+    rows = _set_length(rows, row, which, length + s["n"])
+    return rows, kv, jnp.stack([tile.rows * s["i"], s["n"].sum()])

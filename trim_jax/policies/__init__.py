@@ -1,0 +1,1 @@
+"""Routing policies: who writes the next step."""

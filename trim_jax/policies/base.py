@@ -1,0 +1,130 @@
+"""The interface between the routed loop and a policy.
+
+A policy is a frozen dataclass of static settings. Its methods are pure, run inside the jitted loop
+and are vectorised over rows: every array has a leading axis B. It is asked twice a step:
+
+  plan     before a step is written: does the small model draft it, is the draft to be scored,
+           or does the large model write it at once?
+  decide   once the draft (and its score, if planned) is there: accept or regenerate?
+
+`settings` lists the values of its one dial (threshold, probability, price), in ascending order; a
+run evaluates all of them. Each row carries a half-open range [lo, hi) of indices into it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from trim_jax.errors import ConfigError
+
+# Plans, and then actions.
+DRAFT, DRAFT_AND_SCORE, LARGE = range(3)
+ACCEPT, REGENERATE, DIRECT = range(3)
+SMALL_WRITER, LARGE_WRITER = range(2)
+
+
+@flax.struct.dataclass
+class Observation:
+    """What a policy may look at; every field has a leading axis B of rows.
+
+    Attributes:
+      t: int32 [B], index of the step in question, 0-based.
+      draft_tokens: int32 [B], length c_t of the draft, delimiter not counted.
+      draft_score: float32 [B], PRM score r_t of the draft; NaN where it was not scored.
+      scores: float32 [B, M], PRM scores of the accepted steps, r_{1:t-1}; NaN where unscored.
+      writers: int32 [B, M], SMALL_WRITER or LARGE_WRITER of the accepted steps.
+      last: bool [B], the draft ends the solution (boxed, end of sequence, step limit).
+      uniform: float32 [B], a random number in (0, 1) of (seed, problem, step).
+      right: bool [B], the text so far, draft included, equals the reference solution: the true
+        label, for upper bounds only; False where the run carries no references.
+      prefix_right: bool [B], likewise without the draft.
+      large_tokens: int32 [B], tokens the large model has decoded for this solution so far.
+    """
+
+    t: jax.Array
+    draft_tokens: jax.Array
+    draft_score: jax.Array
+    scores: jax.Array
+    writers: jax.Array
+    last: jax.Array
+    uniform: jax.Array
+    right: jax.Array
+    prefix_right: jax.Array
+    large_tokens: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Base class. A user's policy overrides `decide`, and `plan`, `init` where it needs them.
+
+    Attributes:
+      settings: values of the policy's dial, ascending; (0.0,) where it has none.
+      name: under which results are stored.
+      parameter: letter of the dial, for figures; "" where it has none.
+      needs_reference: `decide` reads `Observation.right`.
+    """
+
+    settings: tuple[float, ...] = (0.0,)
+    name: ClassVar[str] = "policy"
+    parameter: ClassVar[str] = ""
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not self.settings:
+            raise ConfigError(f"policy {self.name}: give at least one setting")
+        if list(self.settings) != sorted(set(self.settings)):
+            raise ConfigError(f"policy {self.name}: settings must ascend without repeats")
+
+    def init(self, rows: int) -> Any:
+        """State carried by every row between steps, a pytree of arrays with leading axis `rows`."""
+        del rows
+        return ()
+
+    def plan(self, dial: jax.Array, obs: Observation, state: Any) -> jax.Array:
+        """DRAFT, DRAFT_AND_SCORE or LARGE for each row; `dial` float32 [B] is its setting."""
+        del dial, state
+        return jnp.full_like(obs.t, DRAFT_AND_SCORE)
+
+    def decide(self, dial: jax.Array, obs: Observation, state: Any) -> tuple[jax.Array, Any]:
+        """ACCEPT or REGENERATE for each row, and the state after this decision."""
+        raise NotImplementedError
+
+    def shared(self) -> list[tuple[int, int]]:
+        """Ranges of settings that start out in one row: one each, unless they can fork."""
+        return [(i, i + 1) for i in range(len(self.settings))]
+
+
+@dataclasses.dataclass(frozen=True)
+class MonotonePolicy(Policy):
+    """A policy of the form "the large model writes iff signal < dial".
+
+    A row of such a policy stands for a whole range of settings, and forks where they part: one run
+    gives every setting, at the cost of the distinct histories only.
+
+    Attributes:
+      before_draft: the signal is known before the small model drafts; the large model then writes
+        at once, and no draft is thrown away.
+    """
+
+    before_draft: ClassVar[bool] = False
+
+    def signal(self, obs: Observation) -> jax.Array:
+        """float32 [B]."""
+        raise NotImplementedError
+
+    def cut(self, lo: jax.Array, hi: jax.Array, obs: Observation) -> jax.Array:
+        """First index of the range [lo, hi) whose setting calls the large model, int32 [B]."""
+        dials = jnp.asarray(self.settings, jnp.float32)
+        below = jnp.searchsorted(dials, self.signal(obs), side="right").astype(jnp.int32)
+        return jnp.clip(below, lo, hi)
+
+    def decide(self, dial, obs, state):
+        return jnp.where(self.signal(obs) < dial, REGENERATE, ACCEPT), state
+
+    def shared(self) -> list[tuple[int, int]]:
+        return [(0, len(self.settings))]
