@@ -61,8 +61,8 @@ def _node(problem: int, seed: int, history: str, prefix_ok: bool) -> Node:
                            for logit in (weak, strong))
 
     def score(ok: bool) -> float:
-        raw = rng.betavariate(9, 0.8) if ok and prefix_ok else rng.betavariate(1.1, 4)
-        return round(raw, 4)
+        looks_right = (ok and prefix_ok) != (rng.random() < 0.04)  # the judge errs now and then
+        return round(rng.betavariate(9, 0.8) if looks_right else rng.betavariate(1.1, 4), 4)
 
     return Node(draft_ok, strong_ok, score(draft_ok), score(strong_ok), rng.randint(9, 18),
                 rng.randint(9, 18), rng.random(), rng.choice((-3, -2, -1, 1, 2, 10)))
@@ -200,6 +200,5 @@ def write_result(folder: Path, problems: Sequence[int] = range(40), seeds: Seque
         {"data": {"source": "arith", "split": split}, "policy": {"name": "thr"}}))
     (folder / "provenance.json").write_text(json.dumps({
         "schema_version": 1, "commit": "0123abcd", "device": "cpu", "jax": "0.10.2",
-        "models": {"small": {"parameters": 1_000_000}, "large": {"parameters": 4_000_000},
-                   "prm": {"parameters": 2_000_000}}}))
+        "parameters": {"small": 1_000_000, "large": 4_000_000, "prm": 2_000_000}}))
     return folder
