@@ -1,4 +1,4 @@
-"""Random parameters for tests, made with NumPy because compiling JAX's initialisers takes longer."""
+"""Random parameters for tests, made with NumPy: compiling JAX's initialisers takes longer."""
 
 import jax
 import jax.numpy as jnp
