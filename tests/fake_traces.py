@@ -201,4 +201,7 @@ def write_result(folder: Path, problems: Sequence[int] = range(40), seeds: Seque
     (folder / "provenance.json").write_text(json.dumps({
         "schema_version": 1, "commit": "0123abcd", "device": "cpu", "jax": "0.10.2",
         "parameters": {"small": 1_000_000, "large": 4_000_000, "prm": 2_000_000}}))
+    (folder / "executed.json").write_text(json.dumps(
+        {"decode_small": {"slots": 900, "used": 850, "calls": 12},
+         "score": {"slots": 0, "used": 0, "calls": 0}}))
     return folder

@@ -125,7 +125,7 @@ def test_operating_point_is_chosen_on_validation(result, summary):
     assert chosen["value"] == choice.value and chosen["setting"] == choice.index
     row = summary["policies"]["thr"]["settings"][choice.index]
     assert chosen["test"]["pgr"] == row["pgr"] and chosen["validation"]["pgr"] == choice.pgr
-    assert chosen["validation"]["data"] == {"source": "arith", "split": "validation"}
+    assert chosen["validation"]["problem_ids"] == ["arith-test-00500", "arith-test-00559"]
     assert summary["policies"]["always"]["operating_point"] is None
 
 

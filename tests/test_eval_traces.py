@@ -39,7 +39,7 @@ def test_folder_round_trip(folder):
     assert result.name == "run" and result.seeds == (0, 1) and len(result.problems) == 6
     assert result.traces == tuple(fake_traces.simulate(range(6), (0, 1)))
     assert result.policies == fake_traces.POLICIES
-    assert result.executed is None and result.validation is None
+    assert result.executed["decode_small"]["used"] == 850 and result.validation is None
 
 
 def _edit(row, path, value):

@@ -134,10 +134,35 @@ def _inline_figures(run: Mapping[str, Any], prefix: str) -> dict[str, Markup]:
             for name, (fig, what) in drawn.items() if fig is not None}
 
 
+def _ledger_rows(run: Mapping[str, Any], anchors: Mapping[str, Any]) -> list[tuple]:
+    """(label, setting in words, row) of each policy at its shown setting, and of both anchors,
+    which need not be policies of their own."""
+    policies = run["policies"]
+    rows = []
+    for name in _order(run):
+        entry, at = policies[name], policies[name]["shown"]["setting"]
+        if entry["role"] != "anchor":
+            rows.append((entry["label"], _setting(entry, at), entry["settings"][at]))
+    return rows + [(LABELS[name], "", anchors[side])
+                   for side, name in (("weak", "never"), ("strong", "always"))]
+
+
+def _executed_table(executed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Kinds of work as rows, with the share of executed row-slots that did useful work."""
+    if not executed:
+        return None
+    columns = list(next(iter(executed.values())))
+    return {"columns": columns,
+            "rows": [(kind.replace("_", " "), [row[c] for c in columns],
+                      row["used"] / row["slots"] if row.get("slots") else None)
+                     for kind, row in executed.items()]}
+
+
 def _section(result: Result, run: Mapping[str, Any], index: int) -> dict[str, Any]:
     """What the template needs of one run."""
     policies = run["policies"]
-    judged = run["process_reward"]
+    anchors = {side: policies[a["policy"]]["settings"][a["setting"]]
+               for side, a in run["anchors"].items()}
     return {
         "run": run,
         "id": f"run{index + 1}",
@@ -145,13 +170,11 @@ def _section(result: Result, run: Mapping[str, Any], index: int) -> dict[str, An
         "main": policies[run["main_policy"]],
         "routed": figures.routed_policies(run)[::-1],
         "order": _order(run),
-        "anchors": {side: policies[a["policy"]]["settings"][a["setting"]]
-                    for side, a in run["anchors"].items()},
-        "has_labels": judged is not None or any(
-            p["interventions"]["met"] is not None for p in policies.values()),
+        "anchors": anchors,
+        "ledger": _ledger_rows(run, anchors),
         "provenance": flatten(result.provenance),
         "config": json.dumps(result.config, indent=2, ensure_ascii=False),
-        "executed": flatten(result.executed or {}),
+        "executed": _executed_table(result.executed or {}),
     }
 
 

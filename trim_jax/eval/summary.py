@@ -274,7 +274,7 @@ def _operating_point(name: str, table: Table, rows: list[dict[str, Any]],
             "reached_on_validation": choice.reached,
             "validation": {"pgr": choice.pgr, "c": choice.c,
                            "problems": len(validation.problems), "seeds": list(validation.seeds),
-                           "data": validation.config.get("data", {})},
+                           "problem_ids": [validation.problems[0].id, validation.problems[-1].id]},
             "test": {f: rows[at][f] for f in ("accuracy", "pgr", "c", "strong_tokens")}}
 
 

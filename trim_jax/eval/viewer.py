@@ -71,6 +71,8 @@ def pack(result: Result, summary: Mapping[str, Any], order: Sequence[str],
                       "settings": list(result.policies[n].settings),
                       "shown": policies[n]["shown"]["setting"]} for n in order],
         "main": policy_at[summary["main_policy"]],
+        "strong": [policy_at[summary["anchors"]["strong"]["policy"]],
+                   summary["anchors"]["strong"]["setting"]],
         "finishes": list(FINISHES), "actions": list(_ACTIONS),
         "texts": list(texts), "kinds": list(kinds), "steps": list(steps), "traces": traces,
     }

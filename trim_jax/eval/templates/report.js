@@ -256,15 +256,14 @@ class Viewer {
       make("span", {class: trace.correct ? "right" : "wrong"}, trace.correct ? "✓ solved" : "✗ not solved"),
       answer === null ? ": no answer" : ": answer ", answer === null ? null : make("b", {}, answer),
       ", gold ", make("b", {}, gold), ". Ended with " + ended + ".");
-    const always = run.policies.findIndex((p) => p.name === "always");
-    const full = always < 0 ? null : this.trace(trace.problem, always, 0).strong;
+    const full = this.trace(trace.problem, ...run.strong).strong;
     const same = trace.end - trace.first > 1
       ? ` The same solution at every setting from ${this.settingText(policy, trace.first)} to `
         + `${this.settingText(policy, trace.end - 1)}.` : "";
     const [small, large, prm] = trace.used;
     return [line, make("p", {class: "note"},
-      `The large model wrote ${trace.strong} tokens` + (full === null ? "" : ` (strong-only: ${full})`)
-      + `. Read or written in all: small ${small}, large ${large}, PRM ${prm}.` + same)];
+      `The large model wrote ${trace.strong} tokens (strong-only: ${full}). Read or written in all: `
+      + `small ${small}, large ${large}, PRM ${prm}.` + same)];
   }
 
   step(step, policy, before) {
