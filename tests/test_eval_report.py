@@ -80,7 +80,8 @@ def test_page_says_what_a_reader_needs(page, folder):
     summary = json.loads((folder / "summary.json").read_text())
     chosen = summary["policies"]["thr"]["operating_point"]
     for words in ("24 problems of arith", f"TRIM-Thr, k = {chosen['value']:g}",
-                  "chosen on 20 validation problems", report.percent(chosen["test"]["pgr"]["value"]),
+                  "chosen on 20 validation problems",
+                  report.percent(chosen["test"]["pgr"]["value"]),
                   "upper bound, sees true labels", "commit", "0123abcd", "Weak-only",
                   "Strong-only", "94.4\u202f%", "decode small", "p = 1"):
         assert words in text, words
@@ -120,26 +121,44 @@ def test_unlabelled_result_leaves_out_what_needs_labels(tmp_path):
     (folder / "provenance.json").write_text("{}")
     text = write_report([folder], tmp_path / "out", resamples=20).read_text()
     assert "Accuracy against cost" in text and "By step" in text
-    for missing in ("Spent after it was too late", "How reliable", "FLOPs, all three", "By operation"):
+    for missing in ("Spent after it was too late", "How reliable", "FLOPs, all three",
+                    "By operation"):
         assert missing not in text
+
+
+def test_models_that_solve_nothing_still_give_a_page(tmp_path):
+    """No gap to recover, and strong-only that writes not one token: all of it is undefined."""
+    folder = fake_traces.write_result(tmp_path / "run", [0], (0,), SWEEP)
+    path = folder / "traces.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row.update(correct=False, answer=None, finish="eos", steps=[], strong_tokens=0)
+        for counts in row["ledger"].values():
+            counts.update(dict.fromkeys(counts, 0))
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    shutil.copytree(folder, tmp_path / "v")
+    shutil.move(tmp_path / "v", folder / "validation")
+    text = write_report([folder], tmp_path / "out", resamples=20).read_text()
+    assert "No setting is singled out" in text
+    assert not re.search(r"\b(nan|None|inf)\b", text.split("<script")[0])
 
 
 def test_embedded_traces_are_those_of_the_run(folder, page):
     data = payload(page)
     result = load_result(folder)
     assert len(data["traces"]) == len(result.traces)
-    texts = lambda i: None if i < 0 else data["texts"][i]  # noqa: E731
+    texts = {-1: None, **dict(enumerate(data["texts"]))}
     for packed, trace in zip(data["traces"], result.traces):
         problem, seed, policy, first, end, finish, answer, correct, strong, _, steps = packed
         assert data["problems"][problem][0] == trace.problem_id
         assert data["policies"][policy]["name"] == trace.policy
         assert (first, end) == trace.settings and data["seeds"][seed] == trace.seed
-        assert data["finishes"][finish] == trace.finish and texts(answer) == trace.answer
+        assert data["finishes"][finish] == trace.finish and texts[answer] == trace.answer
         assert bool(correct) == trace.correct and strong == trace.strong_tokens
         for at, step in zip(steps, trace.steps, strict=True):
             text, action, drafted, score, n, draft, draft_n, right, draft_right, kind = (
                 data["steps"][at])
-            assert (texts(text), data["actions"][action], drafted, score, n, texts(draft), draft_n,
+            assert (texts[text], data["actions"][action], drafted, score, n, texts[draft], draft_n,
                     right, draft_right, data["kinds"][kind]) == (
                 step.text, step.action, step.score_draft, step.score, step.n_tokens, step.draft,
                 step.draft_tokens, step.right, step.draft_right, step.kind)
@@ -283,17 +302,20 @@ def test_deep_link_decides_what_is_shown(folder, page, tmp_path):
 def test_viewer_answers_to_keys_filters_and_clicks(folder, page, tmp_path):
     acting = add_script(page, tmp_path / "act.html", """
       const where = () => [byId("v-problem").selectedOptions[0].textContent,
-        byId("v-seed").selectedOptions[0].textContent, byId("v-policy").selectedOptions[0].textContent,
+        byId("v-seed").selectedOptions[0].textContent,
+        byId("v-policy").selectedOptions[0].textContent,
         byId("v-value").textContent, decodeURIComponent(location.hash)];
+      const listed = () => [...byId("v-problem").options].map((o) => o.textContent);
       say(where());
       key("ArrowRight"); key("ArrowRight"); key("ArrowLeft"); say(where());
       key("s"); key("ArrowDown"); say(where());
       key("p"); say(where());
       change("v-policy", "0"); change("v-setting", "3"); say(where());
       change("v-wrong", true);
-      say([...byId("v-problem").options].map((o) => o.textContent)); say(byId("v-count").textContent);
-      change("v-wrong", false); change("v-differ", true);
-      say([...byId("v-problem").options].map((o) => o.textContent));
+      say(listed()); say(byId("v-count").textContent);
+      change("v-wrong", false);
+      change("v-problem", "23"); change("v-differ", true); say(where()[0]);
+      say(listed());
       change("v-differ", false);
       document.querySelectorAll(".matrix button")[20].click(); say(where());
       say(document.querySelectorAll('.matrix button[aria-pressed="true"]').length);
@@ -302,16 +324,17 @@ def test_viewer_answers_to_keys_filters_and_clicks(folder, page, tmp_path):
     """)
     dom, console = open_page(acting, tmp_path / "profile")
     assert errors(dom) == "" and console == ""
-    start, keys, seed, policy, slider, wrong, count, differ, cell, pressed, linked = probe(dom)
+    (start, keys, seed, policy, slider, wrong, count, moved, differ, cell, pressed,
+     linked) = probe(dom)
 
     result = load_result(folder)
     summary = json.loads((folder / "summary.json").read_text())
     chosen = summary["policies"]["thr"]["shown"]["setting"]
-    k = lambda i: f"{fake_traces.GRID[i]:g}"  # noqa: E731
-    assert start == ["arith-test-00000", "0", "TRIM-Thr", f"k = {k(chosen)}", ""]
+    k = [f"{value:g}" for value in fake_traces.GRID]
+    assert start == ["arith-test-00000", "0", "TRIM-Thr", f"k = {k[chosen]}", ""]
     assert keys[0] == "arith-test-00001"
-    assert keys[4] == f"#problem=arith-test-00001&seed=0&policy=thr&setting={k(chosen)}"
-    assert seed[1] == "1" and seed[3] == f"k = {k(chosen - 1)}"
+    assert keys[4] == f"#problem=arith-test-00001&seed=0&policy=thr&setting={k[chosen]}"
+    assert seed[1] == "1" and seed[3] == f"k = {k[chosen - 1]}"
     assert policy[2] == "Random"
     assert slider[2:4] == ["TRIM-Thr", "k = 0.15"]
 
@@ -324,6 +347,7 @@ def test_viewer_answers_to_keys_filters_and_clicks(folder, page, tmp_path):
     assert wrong == [p for p in thr if not thr[p]] and 0 < len(wrong) < 24
     assert count == f"{len(wrong)} of 24 problems"
     assert differ == [p for p in thr if len({thr[p], random[p], oracle[p]}) > 1]
+    assert "arith-test-00023" not in differ and moved == differ[-1]
     assert cell[2:4] == ["TRIM-Thr", "k = 1"] and pressed == 1
     assert linked[:4] == ["arith-test-00007", "0", "Random", "p = 0.5"]
 

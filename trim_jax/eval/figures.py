@@ -173,7 +173,7 @@ def frontier_figure(runs: Sequence[Summary]) -> Figure:
         if len(runs) == 1:
             _draw_run(ax, runs[0])
         else:
-            for i, run in enumerate(runs):
+            for i, run in reversed(list(enumerate(runs))):  # the first on top
                 name, style = run["main_policy"], (_STYLES["thr"], _STYLES["random"],
                                                    _STYLES["oracle"], *_OTHERS)[i % 6]
                 _draw_curve(ax, run["policies"][name], style,
@@ -214,8 +214,9 @@ def _draw_run(ax: Axes, run: Summary) -> None:
 
 
 def compute_figure(summary: Summary) -> Figure | None:
-    """Accuracy against the estimated FLOPs of all three models; None without parameter counts."""
-    if summary["parameters"] is None:
+    """Accuracy against the estimated FLOPs of all three models; None where they are unknown."""
+    if (summary["parameters"] is None
+            or _anchor_row(summary, "strong")["flops_ratio"]["value"] is None):
         return None
     with rc_context(_RC):
         fig, ax = _figure(6.2, 3.7)

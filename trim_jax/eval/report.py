@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from trim_jax.errors import ResultError
 from trim_jax.eval import figures, viewer
 from trim_jax.eval.summary import LABELS, summarise
-from trim_jax.eval.traces import COUNTERS, MODELS, SCHEMA_VERSION, Result, load_result
+from trim_jax.eval.traces import MODELS, SCHEMA_VERSION, Result, load_result
 from trim_jax.results import atomic_write, dumps
 
 __all__ = ["summarise", "write_report"]
@@ -105,7 +105,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("trim_jax.eval", "templates"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(percent=percent, ratio=ratio, count=count, big=big, est=estimate)
-    environment.globals.update(setting_of=_setting, models=MODELS, counters=COUNTERS)
+    environment.globals.update(setting_of=_setting, models=MODELS)
     return environment
 
 
@@ -193,7 +193,7 @@ def _page(results: Sequence[Result], runs: Sequence[Mapping[str, Any]]) -> str:
         sections=[_section(r, s, i) for i, (r, s) in enumerate(zip(results, runs))],
         runs=runs, joint=joint, css=assets["report.css"], js=assets["report.js"],
         payloads=[Markup(escape(viewer.encode(p))) for p in packed],
-        shown=[(len(p["problems"]), p["total"]) for p in packed], labels=LABELS)
+        shown=[(len(p["problems"]), p["total"]) for p in packed]).lstrip()
 
 
 def _distinct_names(results: Sequence[Result]) -> list[str]:

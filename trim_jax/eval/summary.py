@@ -199,19 +199,19 @@ def _setting_rows(name: str, table: Table, columns: _Columns, point: CurveMetric
               for f in ("accuracy", "strong_tokens", "c", "pgr", "ibc", "dibc")}
     strong, strong_drawn = columns.get("strong_steps", name)
     steps, steps_drawn = columns.get("steps", name)
-    fields["strong_step_share"] = _estimates(strong / steps, strong_drawn / steps_drawn)
-    if "wasted" in columns.point:
-        wasted, wasted_drawn = columns.get("wasted", name)
-        fields["wasted_tokens"] = _estimates(wasted, wasted_drawn)
-        # Nothing spent, nothing wasted: a share of no tokens is undefined.
-        with np.errstate(invalid="ignore"):
+    # A share of nothing (no step, no strong token) is undefined, nan, without a warning.
+    with np.errstate(invalid="ignore"):
+        fields["strong_step_share"] = _estimates(strong / steps, strong_drawn / steps_drawn)
+        if "wasted" in columns.point:
+            wasted, wasted_drawn = columns.get("wasted", name)
+            fields["wasted_tokens"] = _estimates(wasted, wasted_drawn)
             fields["wasted_share"] = _estimates(wasted / point.strong_tokens,
                                                 wasted_drawn / samples.strong_tokens)
-    if strong_flops is not None:
-        flops, flops_drawn = columns.get("flops", name)
-        fields["flops"] = _estimates(flops, flops_drawn)
-        fields["flops_ratio"] = _estimates(flops / strong_flops[0],
-                                           flops_drawn / strong_flops[1][:, None])
+        if strong_flops is not None:
+            flops, flops_drawn = columns.get("flops", name)
+            fields["flops"] = _estimates(flops, flops_drawn)
+            fields["flops_ratio"] = _estimates(flops / strong_flops[0],
+                                               flops_drawn / strong_flops[1][:, None])
     front = metrics.on_frontier(point.strong_tokens, point.accuracy, anchors.weak)
     ledger = table.ledger.mean((1, 2))  # [settings, models, counters]
     return [{"value": value, "on_frontier": bool(front[i]),
