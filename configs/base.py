@@ -50,15 +50,15 @@ def get_config() -> ConfigDict:
     # The engine: limits of a solution, and what runs at once. Only the limits change the results.
     config.engine = ConfigDict()
     # Longest problem plus solution, in tokens; a solution that fills it ends there.
-    config.engine.max_context = 512
+    config.engine.max_context = 448
     # A solution ends after this many steps.
     config.engine.max_steps = 30
     # A step ends after this many tokens.
-    config.engine.max_step_tokens = 96
+    config.engine.max_step_tokens = 64
     # Arithmetic of the models.
     config.engine.dtype = "float32"
     # Histories whose caches are in memory at once; sets the memory used.
-    config.engine.slots = 256
+    config.engine.slots = 192
     # Rows that one call of a model works on at most.
     config.engine.rows = 64
     # Problems between two writes; a killed run loses at most one chunk of work.
@@ -85,9 +85,55 @@ def get_config() -> ConfigDict:
     config.sweep.random = tuple(round(0.05 * i, 2) for i in range(21))
     # Also run the oracle, which sees whether a step is right: an upper bound, only on arith.
     config.sweep.oracle = True
+    # Problems of the validation split on which the headline setting is chosen; 0 for none.
+    config.sweep.validation = 250
     # Resamples of the bootstrap over problems, for the intervals.
     config.sweep.bootstrap = 2000
     return config
+
+
+def add_training(config: ConfigDict) -> None:
+    """Adds how a model is trained; the config files of the three models set the values."""
+    # Optimisation: AdamW, linear warm-up, cosine decay to a tenth of the peak.
+    config.train = ConfigDict()
+    # Updates.
+    config.train.steps = 1000
+    # Sequences a batch.
+    config.train.rows = 32
+    # Of the initial weights, the order of the batches, and what is sampled.
+    config.train.seed = 0
+    # Highest learning rate, reached after the warm-up.
+    config.train.learning_rate = 2e-3
+    # Updates of the warm-up.
+    config.train.warmup = 200
+    # Length of the cosine in updates, at least `steps`: training may stop before it ends.
+    config.train.cosine_steps = 1000
+    # Weight decay of the matrices.
+    config.train.weight_decay = 0.1
+    # Largest global norm of a gradient.
+    config.train.clip = 1.0
+    # Updates between two checkpoints; a killed run loses at most so many.
+    config.train.save_every = 250
+
+
+def add_language_model(config: ConfigDict) -> None:
+    """Adds the shape of a language model; its config file sets the values."""
+    # Folder of the tokenizer. Empty: the shipped one.
+    config.tokenizer = ""
+    # Shape of the model.
+    config.model = ConfigDict()
+    # Width of the residual stream.
+    config.model.width = 64
+    # Transformer layers.
+    config.model.layers = 2
+    # Query heads.
+    config.model.heads = 2
+    # Key-value heads; divides the query heads.
+    config.model.kv_heads = 1
+    # Width of a head.
+    config.model.head_dim = 32
+    # Width of the feed-forward layers.
+    config.model.ffn = 192
 
 
 def pick(*names: str) -> ConfigDict:
@@ -116,7 +162,18 @@ RANGES = {
     "policy.p": (0.0, 1.0),
     "sweep.thresholds": (0.0, 1.0),
     "sweep.random": (0.0, 1.0),
+    "sweep.validation": (0, None),
     "sweep.bootstrap": (1, None),
+    "train.steps": (1, None),
+    "train.rows": (1, None),
+    "train.learning_rate": (0.0, None),
+    "train.save_every": (1, None),
+    "model.width": (1, None),
+    "model.layers": (1, None),
+    "model.heads": (1, None),
+    "model.kv_heads": (1, None),
+    "model.head_dim": (2, None),
+    "model.ffn": (1, None),
 }
 
 CHOICES = {"engine.dtype": ("float32", "bfloat16")}

@@ -1,8 +1,10 @@
-"""Trains the process-reward model of the shipped trio on sampled solutions of both models.
+"""Trains the process reward model of the shipped trio on sampled solutions of both models.
 
-    trim-jax train-prm --config configs/train_prm.py
+    trim-jax train-prm
 
-Resumable: the same command continues from the last checkpoint in the folder `out`.
+Solutions are sampled on problems that the language models have not seen, labelled step by step,
+and learned by a PRM that starts from the large model's body. Resumable: the same command continues
+from the last checkpoint in the folder `out`. The model is exported to `out`/model.
 """
 
 from ml_collections import ConfigDict
@@ -11,9 +13,23 @@ from trim_jax.configs import base
 
 
 def get_config() -> ConfigDict:
-    """The training split, and where the checkpoints go."""
-    config = base.pick("out", "trio", "data")
+    """A PRM of the large model's shape."""
+    config = base.pick("out", "trio", "data", "sampling", "engine")
+    base.add_training(config)
     config.out = "workdir/prm"
     config.data.split = "train"
-    config.data.limit = None
+    config.data.limit = 156_000
+    # What the PRM learns from.
+    config.sample = ConfigDict()
+    # The last so many problems of the split; those before are the language models' own.
+    config.sample.problems = 6000
+    # Besides each model's own solutions: ones in which the large model wrote this share of steps.
+    config.sample.mixtures = (0.2, 0.5)
+    config.train.steps = 1000
+    config.train.cosine_steps = 1000
+    config.train.learning_rate = 5e-4
+    config.train.warmup = 100
     return config
+
+
+RANGES = {"sample.problems": (1, None), "sample.mixtures": (0.0, 1.0)}

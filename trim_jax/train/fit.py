@@ -27,7 +27,8 @@ class FitConfig:
 
     Attributes:
       steps: updates. rows: sequences a batch. seed: of initialisation and batch order.
-      learning_rate: peak, reached after `warmup` steps, then a cosine down to a tenth of it.
+      learning_rate: peak, reached after `warmup` steps, then a cosine down to a tenth of it at
+        step `cosine_steps` (at least `steps`: training may stop before the cosine does).
       weight_decay: of AdamW, on matrices only. clip: global gradient norm.
       save_every: steps between checkpoints.
     """
@@ -37,6 +38,7 @@ class FitConfig:
     seed: int
     learning_rate: float
     warmup: int
+    cosine_steps: int
     weight_decay: float
     clip: float
     save_every: int
@@ -45,7 +47,7 @@ class FitConfig:
 def optimizer(config: FitConfig) -> optax.GradientTransformation:
     """AdamW with linear warm-up and cosine decay."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup, config.steps, config.learning_rate / 10
+        0.0, config.learning_rate, config.warmup, config.cosine_steps, config.learning_rate / 10
     )
     decay = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
     return optax.chain(

@@ -1,0 +1,244 @@
+"""The Python face of trim_jax: load three models, route problems through them.
+
+    import trim_jax
+    trio = trim_jax.load_trio()                      # the shipped arith trio
+    problems = trim_jax.load_problems("arith", "test", limit=20)
+    traces = trim_jax.route(problems, trim_jax.Threshold((0.5,)), trio)
+    print(sum(trace.correct for trace in traces) / len(traces))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from trim_jax.engine.engine import Engine, EngineConfig, Request, Solution
+from trim_jax.engine.rows import LEDGER, MODELS
+from trim_jax.engine.sampling import Sampling
+from trim_jax.engine.tokens import TokenTables, token_tables
+from trim_jax.errors import CheckpointError, DataError
+from trim_jax.eval.traces import Ledger, ModelLedger, StepTrace, Trace
+from trim_jax.models.hf import load_config, load_model
+from trim_jax.models.qwen2 import ModelConfig
+from trim_jax.policies.base import Policy
+from trim_jax.policies.registry import make_policy
+from trim_jax.sharding import by_path, param_shardings
+from trim_jax.tasks import arith, prompts
+from trim_jax.tasks.data import Problem
+from trim_jax.tasks.grading import extract_boxed, grade_many
+from trim_jax.tasks.tokenizer import check_same_tokenizer, load_tokenizer
+
+SHIPPED = Path(__file__).resolve().parent / "assets"
+_WRITERS = ("small", "large")
+_ACTIONS = ("accept", "regenerate", "direct")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trio:
+    """Small model, large model and PRM, loaded and placed, with their common tokenizer.
+
+    Attributes:
+      folders: checkpoint folder of each model, by "small", "large", "prm".
+      models, params: in that order. tokenizer: the common one. tables: its token tables.
+      mesh: the devices that hold them; None is the default device.
+    """
+
+    folders: dict[str, Path]
+    models: tuple[ModelConfig, ModelConfig, ModelConfig]
+    params: tuple[Any, Any, Any]
+    tokenizer: Any
+    tables: TokenTables
+    mesh: Mesh | None = None
+
+
+def load_trio(
+    small: str | Path | None = None,
+    large: str | Path | None = None,
+    prm: str | Path | None = None,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    without_prm: bool = False,
+) -> Trio:
+    """Load three Hugging Face folders; what is not given is the shipped arith model.
+
+    Args:
+      small, large: Qwen2 language models with one tokenizer. prm: a Qwen2.5-Math-PRM.
+      dtype: "float32" or "bfloat16". mesh: from `trim_jax.sharding.make_mesh`.
+      without_prm: the small model takes the place of the PRM; for policies that never ask it.
+
+    Raises:
+      CheckpointError: a folder is missing, incomplete or of another architecture, weights are not
+        finite, or the tokenizers differ.
+    """
+    given = zip(MODELS, (small, large, prm))
+    folders = {name: Path(folder) if folder else SHIPPED / name for name, folder in given}
+    if without_prm:
+        folders["prm"] = folders["small"]
+    # All headers first: a mistake in the third folder should not cost the loading of the first two.
+    configs = [load_config(folder, dtype) for folder in folders.values()]
+    for name, config in zip(MODELS, configs):
+        if (config.head == "prm") != (name == "prm") and not without_prm:
+            raise CheckpointError(
+                f"{folders[name]}: has a {config.head} head; trio.{name} must be a "
+                + ("process reward model" if name == "prm" else "language model")
+            )
+    tokenizers = [load_tokenizer(folder) for folder in folders.values()]
+    for name, other in zip(MODELS[1:], tokenizers[1:]):
+        check_same_tokenizer(tokenizers[0], other, "small", name)
+    if len({config.vocab for config in configs[:2]}) > 1:
+        # Qwen2.5 pads its vocabulary differently by size; the tables cover the largest.
+        tables = token_tables(tokenizers[0], max(config.vocab for config in configs))
+    else:
+        tables = token_tables(tokenizers[0], configs[0].vocab)
+    params = []
+    for config, folder in zip(configs, folders.values()):
+        place = by_path(param_shardings(config, mesh)) if mesh is not None else None
+        params.append(load_model(folder, dtype, place)[1])
+    return Trio(folders, tuple(configs), tuple(params), tokenizers[0], tables, mesh)
+
+
+def requests(
+    trio: Trio,
+    policies: Sequence[Policy],
+    problems: Iterable[Problem],
+    seeds: Sequence[int],
+    instruction: str = "",
+    prm_system: str = "",
+) -> Iterator[Request]:
+    """One request per problem, seed, policy and shared range of its settings, in that order."""
+    wanted = any(policy.needs_reference for policy in policies)
+    for problem in problems:
+        prompt = prompts.lm_prompt_ids(trio.tokenizer, problem.problem, instruction, problem.id)
+        prm_prompt = prompts.prm_prompt_ids(
+            trio.tokenizer, problem.problem, prm_system, problem.id
+        )
+        reference: list[int] = []
+        if wanted:
+            if not problem.solution:
+                raise DataError(f"problem {problem.id!r} has no solution, which the oracle needs")
+            reference = prompts.lm_example_ids(trio.tokenizer, problem, instruction)[0]
+        for seed in seeds:
+            for i, policy in enumerate(policies):
+                for lo, hi in policy.shared():
+                    yield Request(problem.id, seed, prompt, prm_prompt, i, lo, hi, reference)
+
+
+def traces(
+    solutions: Sequence[Solution],
+    problems: Sequence[Problem],
+    trio: Trio,
+    policies: Sequence[Policy],
+) -> list[Trace]:
+    """Decode and grade solutions; sorted by problem, seed, policy and setting."""
+    order = {problem.id: i for i, problem in enumerate(problems)}
+    solutions = sorted(
+        solutions,
+        key=lambda s: (order[s.request.problem_id], s.request.seed, s.request.policy, s.lo),
+    )
+    # Forked settings share most of their steps: decode each distinct one once.
+    texts: dict[tuple[int, ...], str] = {}
+
+    def text(tokens: tuple[int, ...]) -> str:
+        if tokens not in texts:
+            texts[tokens] = trio.tokenizer.decode(tokens).strip("\n")
+        return texts[tokens]
+
+    answers = [extract_boxed("\n\n".join(text(step.tokens) for step in s.steps)) for s in solutions]
+    golds = [problems[order[s.request.problem_id]].answer for s in solutions]
+    correct = grade_many(list(zip(answers, golds)))
+    return [
+        _trace(s, problems[order[s.request.problem_id]], text, policies, answer, right)
+        for s, answer, right in zip(solutions, answers, correct)
+    ]
+
+
+def _trace(solution, problem, text, policies, answer, correct) -> Trace:
+    written = [text(step.tokens) for step in solution.steps]
+    labels: list[bool | None] = [None] * len(written)
+    draft_labels, kinds = list(labels), list(labels)
+    if problem.source == "arith" and problem.solution:
+        labels = arith.step_labels(problem, written)
+        known = arith.step_kinds(problem)
+        kinds = [known[i] if i < len(known) else None for i in range(len(written))]
+        for i, step in enumerate(solution.steps):
+            if step.draft is not None:
+                tried = [*written[:i], text(step.draft)]
+                draft_labels[i] = arith.step_labels(problem, tried)[-1]
+    steps = tuple(
+        StepTrace(
+            text=written[i],
+            writer=_WRITERS[step.writer],
+            action=_ACTIONS[step.action],
+            score_draft=step.draft_score,
+            score=step.score,
+            n_tokens=step.cost,
+            draft=text(step.draft) if step.draft is not None else None,
+            draft_tokens=step.draft_cost,
+            right=labels[i],
+            draft_right=draft_labels[i],
+            kind=kinds[i],
+        )
+        for i, step in enumerate(solution.steps)
+    )
+    counts = [dict(zip(LEDGER, map(int, row))) for row in solution.ledger]
+    return Trace(
+        problem_id=problem.id,
+        seed=solution.request.seed,
+        policy=policies[solution.request.policy].name,
+        settings=(solution.lo, solution.hi),
+        finish=solution.finish,
+        answer=answer,
+        correct=bool(correct),
+        strong_tokens=solution.strong_tokens,
+        steps=steps,
+        ledger=Ledger(*(ModelLedger(**count) for count in counts)),
+    )
+
+
+def route(
+    problems: Sequence[Problem],
+    policy: Policy | str,
+    trio: Trio | None = None,
+    *,
+    seeds: Sequence[int] = (0,),
+    instruction: str = "",
+    prm_system: str = "",
+    sampling: Sampling = Sampling(),
+    engine: EngineConfig = EngineConfig(),
+) -> list[Trace]:
+    """Solve problems with a routing policy.
+
+    Args:
+      problems: see `load_problems`. policy: an object, or a name or "module:function" for
+        `trim_jax.policies.registry.make_policy`.
+      trio: from `load_trio`; None loads the shipped one.
+      seeds: every problem is solved once per seed.
+      instruction: put before each problem. prm_system: system turn of the PRM.
+      sampling, engine: settings of the language models and of the loop.
+
+    Returns:
+      One trace per (problem, seed, distinct history), sorted; `trace.settings` tells for which of
+      the policy's settings it holds.
+
+    Raises:
+      DataError: a prompt that cannot be asked; all of them are named before anything runs.
+    """
+    trio = trio if trio is not None else load_trio()
+    if isinstance(policy, str):
+        policy = make_policy(policy)
+    prompts.check_prompts(trio.tokenizer, problems, instruction, engine.max_context)
+    machine = Engine(
+        trio.models, trio.params, trio.tables, [policy], engine, sampling, trio.mesh
+    )
+    asked = requests(trio, [policy], problems, seeds, instruction, prm_system)
+    return traces(list(machine.run(asked)), problems, trio, [policy])
+
+
+def parameters(trio: Trio) -> dict[str, int]:
+    """Weights that each token multiplies, by model: FLOPs a token are twice this."""
+    return {name: config.matmul_params() for name, config in zip(MODELS, trio.models)}
+
