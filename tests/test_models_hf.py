@@ -428,8 +428,12 @@ def run_writer(folder, before: str, extra: str = "None"):
     )
 
 
-def test_disk_full_keeps_the_old_model(folder):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_disk_full_keeps_the_old_model(folder, interrupted):
+    """Also where an earlier replacement was killed when the old model had just been moved away."""
     before = (folder / hf.SINGLE).read_bytes()
+    if interrupted:
+        shutil.move(folder, folder.with_name(".model.old"))
     done = run_writer(folder, "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
     assert done.returncode == 1 and "cannot be written" in done.stderr
     assert (folder / hf.SINGLE).read_bytes() == before
