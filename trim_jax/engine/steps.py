@@ -216,4 +216,5 @@ def commit(rows: Rows, tables: TokenTables) -> Rows:
 
 def initial_states(policies: Sequence[base.Policy], rows: int) -> tuple:
     """The policies' own state for `rows` fresh rows, as NumPy arrays."""
-    return tuple(jax.tree.map(np.asarray, policy.init(rows)) for policy in policies)
+    with jax.ensure_compile_time_eval():  # the caller may be traced, a policy may use jax.numpy
+        return tuple(jax.tree.map(np.asarray, policy.init(rows)) for policy in policies)
