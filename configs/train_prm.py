@@ -18,15 +18,15 @@ def get_config() -> ConfigDict:
     base.add_training(config)
     config.out = "workdir/prm"
     config.data.split = "train"
-    config.data.limit = 156_000
+    config.data.limit = 153_000
     # What the PRM learns from.
     config.sample = ConfigDict()
     # The last so many problems of the split; those before are the language models' own.
-    config.sample.problems = 6000
+    config.sample.problems = 3000
     # Besides each model's own solutions: ones in which the large model wrote this share of steps.
-    config.sample.mixtures = (0.2, 0.5)
-    config.train.steps = 1000
-    config.train.cosine_steps = 1000
+    config.sample.mixtures = (0.3,)
+    config.train.steps = 800
+    config.train.cosine_steps = 800
     config.train.learning_rate = 5e-4
     config.train.warmup = 100
     return config

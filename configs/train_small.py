@@ -19,14 +19,15 @@ def get_config() -> ConfigDict:
     config.out = "workdir/small"
     config.data.split = "train"
     config.data.limit = 150_000
-    config.model.width = 64
-    config.model.layers = 2
-    config.model.heads = 2
+    config.model.width = 96
+    config.model.layers = 3
+    config.model.heads = 3
     config.model.kv_heads = 1
     config.model.head_dim = 32
-    config.model.ffn = 192
-    config.train.steps = 4000
-    config.train.cosine_steps = 4000
+    config.model.ffn = 256
+    # Stopped while it still errs: a router needs a small model that is right on two problems in five.
+    config.train.steps = 2250
+    config.train.cosine_steps = 3000
     config.train.learning_rate = 3e-3
     config.train.save_every = 250
     return config

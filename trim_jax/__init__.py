@@ -13,6 +13,9 @@ _EXPORTS = {
     "load_problems": "trim_jax.tasks.data",
     "load_trio": "trim_jax.api",
     "route": "trim_jax.api",
+    "Threshold": "trim_jax.policies.simple",
+    "Policy": "trim_jax.policies.base",
+    "make_policy": "trim_jax.policies.registry",
     "TrimError": "trim_jax.errors",
 }
 

@@ -139,6 +139,9 @@ class Engine:
         c = config
         prm_context = c.max_context + c.max_steps + prm_extra
         self.params, self.mesh, self.shards = params, mesh, mesh.shape["data"] if mesh else 1
+        # Halves of the context: a call reads less than twice the slots that its longest row fills.
+        halvings = range(max(1, int(math.log2(c.max_context / 192))), 0, -1)
+        sizes = tuple(math.ceil(c.max_context / 2**k / 32) * 32 for k in halvings)
         self.loop = LoopConfig(
             models=models,
             policies=tuple(policies),
@@ -153,7 +156,8 @@ class Engine:
             max_step_tokens=c.max_step_tokens,
             decode_chunk=c.decode_chunk,
             extend_chunk=c.extend_chunk,
-            past_sizes=(math.ceil(c.max_context / 2 / 32) * 32,),
+            past_sizes=sizes,
+            extend_sizes=sizes if c.max_context > 1024 else (),
             queue=c.slots,
             out=3 * c.slots,
             fork_reserve=c.slots // 4 if c.slots >= 4 else 0,

@@ -27,6 +27,7 @@ from trim_jax.policies.base import Policy
 
 # Kinds of work, in the order of preference where two have equally full batches waiting.
 CATCH_UP_SMALL, CATCH_UP_LARGE, SCORE, DECODE_LARGE, DECODE_SMALL = range(5)
+_MODEL_OF = (R.SMALL, R.LARGE, R.PRM, R.LARGE, R.SMALL)
 WORK = ("catch_up_small", "catch_up_large", "score", "decode_large", "decode_small")
 
 
@@ -43,7 +44,9 @@ class LoopConfig:
         gather). tail_rows: the smaller batch used when few rows wait.
       context: S. prm_context: P. max_steps: M. max_step_tokens: a step is cut there.
       decode_chunk: tokens a decode call writes at most. extend_chunk: tokens an extend call reads.
-      past_sizes: numbers of cache slots that calls are compiled for, ascending; the last is S or P.
+      past_sizes: numbers of cache slots below S that decoding full batches is compiled for,
+        ascending. extend_sizes: those below S or P for extends of full batches. Each costs compile
+        time and saves the reading of empty slots.
       queue, out: capacity of the two buffers.
       fork_reserve: slots that stay free of new problems, for forks.
     """
@@ -62,6 +65,7 @@ class LoopConfig:
     decode_chunk: int
     extend_chunk: int
     past_sizes: tuple[int, ...]
+    extend_sizes: tuple[int, ...]
     queue: int
     out: int
     fork_reserve: int
@@ -155,23 +159,27 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     full = jnp.minimum(waiting.sum(axis=1), config.rows)  # [5]
     chosen = jnp.argmax(full)
     carry = carry.replace(ticks=carry.ticks + 1)
-    for kind in range(len(WORK)):
-        index = min(kind % 3, 2) if kind < 3 else (R.LARGE if kind == DECODE_LARGE else R.SMALL)
-        length = carry.rows.length[:, index]
+    for kind, index in enumerate(_MODEL_OF):
         here = (chosen == kind) & (full[kind] > 0)
         many = full[kind] > config.tail_rows
-        longest = jnp.where(waiting[kind], length, 0).max()
-        end = config.prm_context if index == R.PRM else config.context
-        sizes = [size for size in config.past_sizes if size < end] + [end]
-        for rows in sorted({config.tail_rows, config.rows}):
-            fits_rows = (many == (rows == config.rows)) | (config.tail_rows == config.rows)
-            for below, size in zip([-1] + sizes, sizes):
-                fits = here & fits_rows & (longest > below) & (longest <= size)
-                do = lambda c, t=Tile(rows, size), k=kind, m=index: _work(  # noqa: E731
-                    config, params, c, waiting[k], k, m, t
-                )
-                carry = when(fits, do, carry)
+        longest = jnp.where(waiting[kind], carry.rows.length[:, index], 0).max()
+        for tile, above in _tiles(config, kind):
+            fits = here & (longest <= tile.past) & (longest > above)
+            if config.tail_rows < config.rows:
+                fits &= many == (tile.rows == config.rows)
+            carry = _work(config, params, carry, fits, waiting[kind], kind, index, tile)
     return carry
+
+
+def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int]]:
+    """The sizes that a kind of work is compiled for, and the past length above which each is used."""
+    end = config.prm_context if kind == SCORE else config.context
+    sizes = config.past_sizes if kind in (DECODE_LARGE, DECODE_SMALL) else config.extend_sizes
+    sizes = [*(size for size in sizes if size < end), end]
+    tiles = [(Tile(config.rows, size), above) for above, size in zip([-1, *sizes], sizes)]
+    if config.tail_rows < config.rows:
+        tiles.append((Tile(config.tail_rows, end), -1))
+    return tiles
 
 
 def _waiting(rows: Rows) -> jax.Array:
@@ -189,47 +197,60 @@ def _waiting(rows: Rows) -> jax.Array:
     )
 
 
-def _work(config: LoopConfig, params, carry: Carry, mask, kind: int, index: int, tile: Tile) -> Carry:
-    model, own, kv = Qwen2(config.models[index]), params[index], carry.kv[index]
-    if kind in (CATCH_UP_SMALL, CATCH_UP_LARGE):
-        rows, kv, slots = work.catch_up(
-            model, own, kv, carry.rows, mask, index, tile, config.extend_chunk
-        )
-    elif kind == SCORE:
-        rows, kv, slots = work.score(
-            model, own, kv, carry.rows, mask, config.tables.separator, tile, config.extend_chunk
-        )
-    else:
-        rows, kv, slots = work.decode(
-            model, own, kv, carry.rows, mask, index, tile, config.decode_chunk,
-            config.tables, config.sampling, config.max_step_tokens,
-        )  # fmt: skip
-    counted = jnp.concatenate([slots, jnp.ones([1], slots.dtype)]).astype(jnp.int32)
-    return carry.replace(
-        rows=rows,
-        kv=tuple(kv if i == index else old for i, old in enumerate(carry.kv)),
-        work=carry.work.at[0, kind].add(counted),
-    )
+def _work(
+    config: LoopConfig, params, carry: Carry, fits, mask, kind: int, index: int, tile: Tile
+) -> Carry:
+    """Run one kind of work on the rows of `mask`, if `fits`."""
+    model, own = Qwen2(config.models[index]), params[index]
+
+    def do(state):
+        rows, kv, counts = state
+        if kind in (CATCH_UP_SMALL, CATCH_UP_LARGE):
+            rows, kv, slots = work.catch_up(
+                model, own, kv, rows, mask, index, tile, config.extend_chunk
+            )
+        elif kind == SCORE:
+            rows, kv, slots = work.score(
+                model, own, kv, rows, mask, config.tables.separator, tile, config.extend_chunk
+            )
+        else:
+            rows, kv, slots = work.decode(
+                model, own, kv, rows, mask, index, tile, config.decode_chunk,
+                config.tables, config.sampling, config.max_step_tokens,
+            )  # fmt: skip
+        counted = jnp.concatenate([slots, jnp.ones([1], slots.dtype)]).astype(jnp.int32)
+        return rows, kv, counts.at[0, kind].add(counted)
+
+    # Only what the work changes goes through the loop: the compiler's time grows with its state.
+    rows, kv, counts = when(fits, do, (carry.rows, carry.kv[index], carry.work))
+    kvs = tuple(kv if i == index else old for i, old in enumerate(carry.kv))
+    return carry.replace(rows=rows, kv=kvs, work=counts)
 
 
 def _settle(config: LoopConfig, carry: Carry) -> Carry:
     """Take every row as far as it goes without a model."""
     rows = steps.finish_drafts(carry.rows, config.tables)
-    carry = carry.replace(rows=steps.decide(rows, config.policies))
-    forking = lambda c: (c.rows.phase == R.FORK_ACCEPT) | (c.rows.phase == R.FORK_DRAFT)  # noqa: E731
-    carry = jax.lax.while_loop(lambda c: forking(c).any(), lambda c: _fork(c, forking(c)), carry)
-    rows = steps.commit(steps.reject(carry.rows), config.tables)
-    carry = carry.replace(rows=rows)
-    carry = when((rows.phase == R.DONE).any(), _emit, carry)
-    free = (carry.rows.phase == R.FREE).sum()
+    rows = steps.decide(rows, config.policies)
+    forking = lambda s: (s[0].phase == R.FORK_ACCEPT) | (s[0].phase == R.FORK_DRAFT)  # noqa: E731
+    rows, kv, out, n_out = jax.lax.while_loop(
+        lambda s: forking(s).any(),
+        lambda s: _fork(*s, forking(s)),
+        (rows, carry.kv, carry.out, carry.n_out),
+    )
+    rows = steps.commit(steps.reject(rows), config.tables)
+    rows, out, n_out = when(
+        (rows.phase == R.DONE).any(), _emit, (rows, out, n_out)
+    )
+    free = (rows.phase == R.FREE).sum()
     fits = (carry.tail[0] > carry.head[0]) & (free > config.fork_reserve)
-    carry = when(fits, lambda c: _admit(c, config.fork_reserve), carry)
-    return carry.replace(rows=steps.plan(carry.rows, config.policies))
+    admit = lambda state: _admit(*state, carry.queue, carry.tail, config.fork_reserve)  # noqa: E731
+    rows, head = when(fits, admit, (rows, carry.head))
+    rows = steps.plan(rows, config.policies)
+    return carry.replace(rows=rows, kv=kv, out=out, n_out=n_out, head=head)
 
 
-def _fork(carry: Carry, forking: jax.Array) -> Carry:
+def _fork(rows: Rows, kv, out: Rows, n_out: jax.Array, forking: jax.Array):
     """Part one row: settings below `cut` stay, the others move to a free slot or out to the queue."""
-    rows = carry.rows
     parent = jnp.argmax(forking)
     free = rows.phase == R.FREE
     child = jnp.where(free.any(), jnp.argmax(free), rows.phase.shape[0])
@@ -243,39 +264,36 @@ def _fork(carry: Carry, forking: jax.Array) -> Carry:
         hi=rows.hi.at[parent].set(one.cut), phase=rows.phase.at[parent].set(low)
     )
     rows = jax.tree.map(lambda full, value: put(full, value, child), rows, moved)
-    out_at = jnp.where(free.any(), carry.out.phase.shape[0], carry.n_out[0])
-    out = jax.tree.map(lambda full, value: put(full, value, out_at), carry.out, moved)
+    out_at = jnp.where(free.any(), out.phase.shape[0], n_out[0])
+    out = jax.tree.map(lambda full, value: put(full, value, out_at), out, moved)
 
     def copy_row(full):
         row = jax.lax.dynamic_index_in_dim(full, parent, keepdims=False)
         return put(full, row, child)
 
-    return carry.replace(
-        rows=rows, out=out, n_out=carry.n_out + ~free.any(), kv=jax.tree.map(copy_row, carry.kv)
-    )
+    return rows, jax.tree.map(copy_row, kv), out, n_out + ~free.any()
 
 
-def _emit(carry: Carry) -> Carry:
+def _emit(state: tuple[Rows, Rows, jax.Array]) -> tuple[Rows, Rows, jax.Array]:
     """DONE rows go to `out`, their slots are free."""
-    done = carry.rows.phase == R.DONE
-    size = carry.out.phase.shape[0]
-    at = jnp.where(done, carry.n_out[0] + jnp.cumsum(done) - 1, size)
-    out = jax.tree.map(lambda o, x: o.at[at].set(x, mode="drop"), carry.out, carry.rows)
-    rows = carry.rows.replace(phase=jnp.where(done, R.FREE, carry.rows.phase))
-    return carry.replace(rows=rows, out=out, n_out=carry.n_out + done.sum())
+    rows, out, n_out = state
+    done = rows.phase == R.DONE
+    size = out.phase.shape[0]
+    at = jnp.where(done, n_out[0] + jnp.cumsum(done) - 1, size)
+    out = jax.tree.map(lambda o, x: o.at[at].set(x, mode="drop"), out, rows)
+    rows = rows.replace(phase=jnp.where(done, R.FREE, rows.phase))
+    return rows, out, n_out + done.sum()
 
 
-def _admit(carry: Carry, reserve: int) -> Carry:
+def _admit(rows: Rows, head, queue: Rows, tail, reserve: int) -> tuple[Rows, jax.Array]:
     """Free slots beyond the reserve take the next items of the queue."""
-    free = carry.rows.phase == R.FREE
+    free = rows.phase == R.FREE
     rank = jnp.cumsum(free) - 1
-    ready = jnp.minimum(carry.tail[0] - carry.head[0], free.sum() - reserve)
+    ready = jnp.minimum(tail[0] - head[0], free.sum() - reserve)
     take = free & (rank < ready)
-    at = jnp.clip(carry.head[0] + rank, 0, carry.queue.phase.shape[0] - 1)
-    items = jax.tree.map(lambda x: x[at], carry.queue)
-    return carry.replace(
-        rows=where(take, items, carry.rows), head=carry.head + jnp.maximum(ready, 0)
-    )
+    at = jnp.clip(head[0] + rank, 0, queue.phase.shape[0] - 1)
+    items = jax.tree.map(lambda x: x[at], queue)
+    return where(take, items, rows), head + jnp.maximum(ready, 0)
 
 
 def host_carry(carry: Carry, queue: Rows, tail: np.ndarray, more: np.ndarray) -> Carry:
