@@ -59,6 +59,13 @@ def test_curve_goes_through_the_settings_of_the_frontier(summary):
     assert points[0][0] == 0.0 and points == sorted(points)
 
 
+def test_compute_curve_leaves_out_the_settings_that_are_anchors(summary):
+    axes = figures.compute_figure(summary).axes[0]
+    line = next(x for x in axes.get_lines() if x.get_label() == "TRIM-Thr")
+    rows = summary["policies"]["thr"]["settings"][1:-1]  # without k = 0 and k = 1
+    assert line.get_xdata().tolist() == [100 * r["flops_ratio"]["value"] for r in rows]
+
+
 def test_inline_svg_takes_its_colours_from_the_page(summary):
     for name, fig in drawn(summary).items():
         svg = figures.to_inline_svg(fig, name, "what <it> shows")

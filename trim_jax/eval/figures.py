@@ -221,8 +221,14 @@ def compute_figure(summary: Summary) -> Figure | None:
     with rc_context(_RC):
         fig, ax = _figure(6.2, 3.7)
         names = routed_policies(summary)
+        # k = 0 and k = 1 of thr are the anchors: no PRM, no drafts. A line to them would pass
+        # through costs that no setting has.
+        anchors = [(_anchor_row(summary, side)["flops"], _anchor_row(summary, side)["accuracy"])
+                   for side in ("weak", "strong")]
         for name in names:
-            rows, style = summary["policies"][name]["settings"], style_of(name, names)
+            rows = [r for r in summary["policies"][name]["settings"]
+                    if (r["flops"], r["accuracy"]) not in anchors]
+            style = style_of(name, names)
             flops, accuracy = series(rows, "flops_ratio"), series(rows, "accuracy")
             low, high = series(rows, "accuracy", "low"), series(rows, "accuracy", "high")
             if len(rows) == 1:
