@@ -4,7 +4,7 @@ A problem is a chain: a start value, then operations on one running quantity (`a
 it).  Running values stay within 2..999.  Kinds of steps, from easy to hard: `start` (copy), `add`
 and `sub` of a number below 100 (routine), `times` 2..9 of a two-digit value (medium), `product` of
 two two-digit numbers and `divide` by 2..9 (hard), `answer` (copy).  A solution has 4..12 steps in
-the normal splits and 13..16 in `hard`; a product takes two of them (the product, and adding it).
+the normal splits and 13 in `hard`; a product takes two of them (the product, and adding it).
 
 **Level.**  points = add, sub: 1 each (the addition that follows a product too), times: 2,
 product: 4, divide: 4; level = 1 + the number of `LEVEL_POINTS` that the points reach.
@@ -73,7 +73,7 @@ SPLITS: dict[str, SplitSpec] = {
     "hard": SplitSpec(
         seed=1004,
         size=1_000,
-        step_weights=((13, 1), (14, 1), (15, 1), (16, 1)),
+        step_weights=((13, 1),),
         hard_weights=(0.0, 0.1, 0.3, 0.4, 0.2),
         times_weights=(0.2, 0.4, 0.4),
         held_out=True,
