@@ -1,0 +1,134 @@
+"""Training: batches that depend on seed and step alone, resumed runs, what is learned from."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from trim_jax.engine.engine import Request, Solution, Step
+from trim_jax.engine.tokens import token_tables
+from trim_jax.errors import CheckpointError
+from trim_jax.models.qwen2 import ModelConfig, init_params
+from trim_jax.tasks import prompts
+from trim_jax.tasks.data import load_problems
+from trim_jax.tasks.tokenizer import ARITH_TOKENIZER, load_tokenizer
+from trim_jax.train.batches import LengthBuckets
+from trim_jax.train.fit import FitConfig, fit
+from trim_jax.train.lm import lm_examples, lm_loss
+from trim_jax.train.prm import prm_example, prm_stream
+
+MODEL = ModelConfig(vocab=512, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32)
+SETTINGS = FitConfig(
+    steps=6, rows=4, seed=3, learning_rate=1e-2, warmup=2, cosine_steps=6, weight_decay=0.1,
+    clip=1.0, save_every=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(ARITH_TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    return lm_examples(tokenizer, load_problems("arith", "train", 40))
+
+
+def test_only_the_solution_is_learned(tokenizer, examples):
+    problem = load_problems("arith", "train", 1)[0]
+    example = examples[0]
+    learned = example.target[example.weight > 0].tolist()
+    assert tokenizer.decode(learned) == problem.solution + "<|im_end|>"
+    np.testing.assert_array_equal(example.tokens[1:], example.target[:-1])
+
+
+def test_batches_depend_on_seed_and_step_alone(examples):
+    first, again = LengthBuckets(examples, 4, seed=1), LengthBuckets(examples, 4, seed=1)
+    order = [7, 0, 3]
+    for step in order:
+        for name, array in first.batch(step).items():
+            np.testing.assert_array_equal(array, again.batch(step)[name])
+    other = LengthBuckets(examples, 4, seed=2)
+    assert any(
+        other.batch(s)["tokens"].shape != first.batch(s)["tokens"].shape
+        or (other.batch(s)["tokens"] != first.batch(s)["tokens"]).any()
+        for s in range(4)
+    )
+
+
+def test_an_epoch_holds_no_example_twice(examples):
+    batches = LengthBuckets(examples, 4, seed=1)
+    rows = [tuple(row) for s in range(batches.batches_per_epoch) for row in batches.batch(s)["tokens"]]
+    assert len(set(rows)) == len(rows)
+    assert all(len(row) % 32 == 0 for row in rows)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(examples, tmp_path):
+    batches = LengthBuckets(examples, SETTINGS.rows, SETTINGS.seed, multiple=352)
+    params = init_params(MODEL, 0)
+    whole = fit(lm_loss(MODEL), params, batches, SETTINGS, tmp_path / "whole", "whole")
+
+    class Killed(Exception):
+        pass
+
+    class DyingBatches:
+        def batch(self, step):
+            if step == 5:
+                raise Killed
+            return batches.batch(step)
+
+    with pytest.raises(Killed):
+        fit(lm_loss(MODEL), params, DyingBatches(), SETTINGS, tmp_path / "killed", "killed")
+    resumed = fit(lm_loss(MODEL), params, batches, SETTINGS, tmp_path / "killed", "killed")
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed)):
+        np.testing.assert_array_equal(a, b)
+    curve = json.loads((tmp_path / "killed" / "loss.json").read_text())
+    assert [step for step, _ in curve] == [6]
+
+
+def test_a_folder_of_other_settings_is_refused(examples, tmp_path):
+    batches = LengthBuckets(examples, SETTINGS.rows, SETTINGS.seed, multiple=352)
+    settings = dataclasses.replace(SETTINGS, steps=1, cosine_steps=3, warmup=1)
+    fit(lm_loss(MODEL), init_params(MODEL, 0), batches, settings, tmp_path, "run")
+    other = dataclasses.replace(settings, learning_rate=3e-3)
+    with pytest.raises(CheckpointError, match="learning_rate: 0.003 here, 0.01 in the folder"):
+        fit(lm_loss(MODEL), init_params(MODEL, 0), batches, other, tmp_path, "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(examples, tmp_path):
+    batches = LengthBuckets(examples, SETTINGS.rows, SETTINGS.seed, multiple=352)
+    params = init_params(MODEL, 0)
+    params["norm_out"] = params["norm_out"] * np.nan
+    with pytest.raises(CheckpointError, match="not finite"):
+        fit(lm_loss(MODEL), params, batches, SETTINGS, tmp_path, "run")
+
+
+def _solution(tokenizer, problem, texts):
+    steps = []
+    for i, text in enumerate(texts):
+        ending = "" if i == len(texts) - 1 else "\n\n"
+        tokens = tuple(tokenizer.encode(text + ending, add_special_tokens=False))
+        steps.append(Step(tokens, 0, 0, len(tokens), None, None, None, None))
+    prompt = prompts.prm_prompt_ids(tokenizer, problem.problem)
+    request = Request(problem.id, 0, prompt, prompt)
+    return Solution(request, 0, 1, tuple(steps), "boxed", np.zeros([3, 5], np.int32))
+
+
+def test_the_prm_learns_up_to_the_first_wrong_step(tokenizer):
+    problem = load_problems("arith", "test", 1)[0]
+    texts = problem.solution.split("\n\n")
+    solution = _solution(tokenizer, problem, texts)
+    tables = token_tables(tokenizer, 512)
+    stream, ends = prm_stream(solution, tables)
+    # The stream is the one of Qwen2.5-Math-PRM: steps without their delimiter, each followed by
+    # the separator.
+    text = "<extra_0>".join(texts) + "<extra_0>"
+    assert tokenizer.decode(stream[len(solution.request.prm_prompt) :]) == text
+    assert [int(stream[end]) for end in ends] == [tables.separator] * len(texts)
+
+    right = [True, True, False, False] + [False] * (len(texts) - 4)
+    example = prm_example(solution, right, tables)
+    np.testing.assert_array_equal(np.flatnonzero(example.weight), ends[:3])
+    np.testing.assert_array_equal(example.target[ends[:3]], [1, 1, 0])
