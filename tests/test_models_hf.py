@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_models import lively
 
@@ -88,6 +89,9 @@ def test_round_trip(tmp_path, config, limit, dtype):
     assert {x.dtype for x in jax.tree.leaves(back)} == {jnp.dtype(dtype)}
     files = sorted((tmp_path / "a" / "m").glob("*.safetensors"))
     assert (len(files) > 1) == (limit == 4_000)
+    for file in files:
+        with safe_open(file, framework="numpy") as opened:
+            assert opened.metadata() == {"format": "pt"}  # transformers v4 refuses files without
     largest = max(int(np.prod(t.our_shape)) for t in hf.tensors(config)) * 4
     assert all(f.stat().st_size < max(limit, largest) + 4_000 for f in files)
 

@@ -43,9 +43,7 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
             f"there are {len(devices)}"
         )
     kinds = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(
-        (data, model), (DATA, MODEL), axis_types=kinds, devices=devices[: data * model]
-    )
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=kinds, devices=devices)
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
