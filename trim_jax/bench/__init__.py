@@ -1,0 +1,1 @@
+"""What `trim-jax bench` measures, one module a question."""
