@@ -285,10 +285,15 @@ def test_folder_without_config(folder):
     assert f"no {hf.CONFIG} (found: {hf.SINGLE})" in refusal(folder)
 
 
-def test_unfinished_training(tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "fit.json").write_text("{}")
-    assert "unfinished training run" in refusal(tmp_path / "run")
+@pytest.mark.parametrize("left", ["checkpoints/10/state", "fit.json"])
+def test_training_folders(tmp_path, left):
+    run = tmp_path / "run"
+    (run / left).parent.mkdir(parents=True)
+    (run / left).touch()
+    assert "an unfinished training run: the same training command" in refusal(run)
+    assert "an unfinished training run: the same training command" in refusal(run / "model")
+    hf.save_model(run / "model", CONFIG, lively(CONFIG))
+    assert f"the model is in {run / 'model'}" in refusal(run)
 
 
 def test_folder_without_weights(folder):

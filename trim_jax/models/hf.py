@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+_GO_ON = "the same training command, run again, goes on where it stopped and writes the model"
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Exponent bits all set: NaN or infinity. bfloat16 has no fast isfinite in NumPy.
@@ -213,19 +214,21 @@ def _open(folder: Path, dtype: str | None) -> tuple[ModelConfig, dict[str, _Stor
 
 def _read_json(folder: Path, name: str) -> dict:
     if not folder.is_dir():
-        old = _beside(folder, "old")
-        hint = f"; its replacement was interrupted, rename {old} to get it back"
-        raise CheckpointError(f"{folder}: no such model folder{hint if old.exists() else ''}")
+        hint, old = "", _beside(folder, "old")
+        if old.exists():
+            hint = f"; its replacement was interrupted, rename {old} to get it back"
+        elif _is_training_run(folder.parent):
+            hint = f"; {folder.parent} holds an unfinished training run: {_GO_ON}"
+        raise CheckpointError(f"{folder}: no such model folder{hint}")
     path = folder / name
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         inside = sorted(p.name for p in folder.iterdir())
-        if {"fit.json", "checkpoints"} & set(inside):
-            raise CheckpointError(
-                f"{folder}: an unfinished training run (no {name}); run the same training command "
-                "again, it goes on where it stopped and then writes the model"
-            ) from None
+        if (model := folder / "model").is_dir():
+            raise CheckpointError(f"{folder}: no {name}; the model is in {model}") from None
+        if _is_training_run(folder):
+            raise CheckpointError(f"{folder}: an unfinished training run: {_GO_ON}") from None
         found = ", ".join(inside[:8]) or "nothing"
         raise CheckpointError(f"{folder}: no {name} (found: {found})") from None
     except (OSError, ValueError) as error:
@@ -233,6 +236,11 @@ def _read_json(folder: Path, name: str) -> dict:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return value
+
+
+def _is_training_run(folder: Path) -> bool:
+    """Whether `trim_jax.train.fit` worked in this folder; the model goes to `model` inside it."""
+    return (folder / "fit.json").exists() or (folder / "checkpoints").is_dir()
 
 
 def _headers(folder: Path) -> tuple[dict[str, _Stored], list[str]]:
