@@ -233,7 +233,7 @@ def open_page(page: Path, profile: Path, fragment: str = "") -> tuple[str, str]:
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
          f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--enable-logging=stderr",
          "--dump-dom", page.resolve().as_uri() + fragment],
-        capture_output=True, text=True, timeout=120, check=True)
+        capture_output=True, text=True, timeout=300, check=True)
     console = "\n".join(x for x in done.stderr.splitlines() if "CONSOLE" in x)
     return done.stdout, console
 
