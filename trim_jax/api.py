@@ -120,7 +120,7 @@ def requests(
         if wanted:
             if not problem.solution:
                 raise DataError(f"problem {problem.id!r} has no solution, which the oracle needs")
-            reference = prompts.lm_example_ids(trio.tokenizer, problem, instruction)[0]
+            reference = prompts.lm_example_ids(trio.tokenizer, problem, instruction)[0][:-1]
         for seed in seeds:
             for i, policy in enumerate(policies):
                 for lo, hi in policy.shared():

@@ -58,7 +58,8 @@ class Request:
       problem_id, seed: what the random numbers depend on.
       prompt: token ids the language models start from. prm_prompt: those of the PRM.
       policy: index into the engine's policies. lo, hi: range of its settings.
-      reference: token ids of prompt and reference solution, where a policy needs it.
+      reference: token ids of prompt and reference solution, without end-of-sequence, where a
+        policy needs it.
     """
 
     problem_id: str
@@ -246,8 +247,9 @@ class Engine:
         n, n_prm = len(request.prompt), len(request.prm_prompt)
         row.tokens[:n] = request.prompt
         row.prm_tokens[:n_prm] = request.prm_prompt
-        if self.loop.references and len(request.reference):
-            known = np.asarray(request.reference)[: self.loop.context]
+        if self.loop.references:
+            known = np.asarray(request.reference, np.int32)[: self.loop.context]
+            row.reference[:] = -1
             row.reference[: len(known)] = known
         number_of = lambda x: np.asarray(x, np.int32)  # noqa: E731
         return row.replace(

@@ -80,7 +80,7 @@ class Rows:
       n_discarded: int32 [B].
       ledger: int32 [B, 3, 5], useful tokens by model and kind, charged as if alone.
       finish: int32 [B], index into FINISHES.
-      reference: int32 [B, S or 0], tokens of prompt and reference solution, for oracles.
+      reference: int32 [B, S or 0], tokens of prompt and reference solution, then -1; for oracles.
       states: one pytree per policy of the run.
     """
 

@@ -41,7 +41,10 @@ def observe(rows: Rows) -> base.Observation:
     if rows.reference.shape[1]:
         same = rows.tokens == rows.reference
         agree = jnp.where(same.all(axis=1), S, jnp.argmin(same, axis=1))
-        right, prefix_right = agree >= rows.n_text, agree >= rows.n_tokens
+        prefix_right = agree >= rows.n_tokens
+        # A draft that stops must stop where the reference does, which -1 marks.
+        over = take_at(rows.reference, jnp.minimum(rows.n_text, S - 1)) < 0
+        right = (agree >= rows.n_text) & (over | ~rows.ended)
     else:
         right = prefix_right = jnp.zeros_like(rows.ended)
     last = rows.ended | (rows.boxed_state == len(BOXED)) | (rows.t + 1 == len(steps))

@@ -85,7 +85,9 @@ def token_tables(tokenizer, vocab: int) -> TokenTables:
     if separator is None or separator == tokenizer.unk_token_id:
         raise CheckpointError(f"the tokenizer has no token {STEP_SEPARATOR}, which the PRM needs")
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    single = [ids for ids in map(encode, ("\n\n", ".\n\n")) if len(ids) == 1]
+    breaks = [(text, encode(text)) for text in ("\n\n", ".\n\n")]
+    # An unknown token may stand for anything, so what it decodes to counts.
+    single = [ids for text, ids in breaks if len(ids) == 1 and tokenizer.decode(ids) == text]
     if not single:
         raise CheckpointError("the tokenizer has no single token that ends in a blank line")
 

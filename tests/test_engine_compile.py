@@ -1,0 +1,63 @@
+"""After warm-up nothing compiles, and memory does not grow with the number of problems."""
+
+import jax
+import numpy as np
+import pytest
+from tiny import NEVER, THR, requests, shared_engine
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(scope="module")
+def warm_engine():
+    engine = shared_engine()
+    list(engine.run(requests(range(3))))
+    return engine
+
+
+def test_nothing_compiles_after_warm_up(warm_engine):
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == COMPILED:
+            seen.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for asked in (requests([5]), requests(range(3)), requests(range(20), [THR]), []):
+            list(warm_engine.run(asked))
+        half = warm_engine.run(requests(range(6)))
+        next(half)
+        half.close()  # a caller who stops early
+        list(warm_engine.run(requests(range(6), [NEVER])))
+        assert not seen, f"{len(seen)} programs were compiled"
+        jax.jit(lambda x: x + len(seen))(np.float32(1.0))
+        assert seen, "the listener hears compilations"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def live_bytes():
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_memory_does_not_grow_with_the_number_of_problems(warm_engine):
+    peaks = []
+    for problems in (range(2), range(24)):
+        asked = requests(problems)
+        peaks.append(max(live_bytes() for _ in warm_engine.run(asked)))
+    assert peaks[1] <= peaks[0] + 10_000, peaks
+
+
+def test_solutions_come_while_requests_are_still_being_read(warm_engine):
+    read = []
+
+    def source():
+        for request in requests(range(24)):
+            read.append(request)
+            yield request
+
+    first = warm_engine.run(source())
+    next(first)
+    assert len(read) < len(requests(range(24))) / 2
+    first.close()
