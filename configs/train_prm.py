@@ -23,13 +23,14 @@ def get_config() -> ConfigDict:
     config.sample = ConfigDict()
     # The last so many problems of the split; those before are the language models' own.
     config.sample.problems = 3000
-    # Besides each model's own solutions: ones in which the large model wrote this share of steps.
-    config.sample.mixtures = (0.3,)
-    config.train.steps = 800
-    config.train.cosine_steps = 800
-    config.train.learning_rate = 5e-4
+    # Half of the solutions are sampled as in routing, half at this temperature, which errs more.
+    config.sample.hot = 1.3
+    config.train.steps = 1200
+    config.train.cosine_steps = 1200
+    config.train.learning_rate = 3e-3
     config.train.warmup = 100
+    config.train.save_every = 200
     return config
 
 
-RANGES = {"sample.problems": (1, None), "sample.mixtures": (0.0, 1.0)}
+RANGES = {"sample.problems": (1, None), "sample.hot": (0.0, None)}

@@ -61,3 +61,16 @@ def test_solutions_come_while_requests_are_still_being_read(warm_engine):
     next(first)
     assert len(read) < len(requests(range(24))) / 2
     first.close()
+
+
+def test_caches_are_updated_in_place():
+    """No program of the loop copies a whole cache: that costs more than the work itself."""
+    engine = shared_engine()
+    carry = jax.eval_shape(engine._init)
+    program = engine._run.lower(engine.params, carry).compile().as_text()
+    for cache in jax.tree.leaves(carry.kv):
+        shape = f"= f32[{','.join(map(str, cache.shape))}]"
+        lines = [line for line in program.splitlines() if shape in line]
+        assert lines, "the caches are in the program"
+        copies = [line for line in lines if " copy(" in line]
+        assert not copies, copies[:3]

@@ -11,7 +11,7 @@ import pytest
 from tiny_models import lively
 
 from trim_jax.models import hf
-from trim_jax.models.qwen2 import KV, ModelConfig, Qwen2, empty_kv
+from trim_jax.models.qwen2 import KV, ModelConfig, Qwen2, empty_kv, packing
 
 TOLERANCE = 1e-4  # against transformers
 ROUNDING = 3e-5  # between two of our own orders of summation, at logits of up to about 5
@@ -28,13 +28,22 @@ SHAPES = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="block")
 def forward(
-    config, params, tokens, past=None, past_length=None, side=None, side_at=0, read_at=None
-):
-    """Logits and side buffer; compiled once a shape."""
-    inputs = tokens, past, past_length, side, side_at, read_at
+    config, params, tokens, past=None, past_length=None, side=None, side_length=0, pack=None,
+    block=None, read_at=None,
+):  # fmt: skip
+    """Logits, and keys and values of `tokens`; compiled once a shape."""
+    inputs = tokens, past, past_length, side, side_length, pack, block, read_at
     return Qwen2(config).apply({"params": params}, *inputs)
+
+
+def put(side: KV, new: KV, at: int) -> KV:
+    """The side buffer with the keys and values of one token in slot `at`."""
+    k, v = ([np.array(x) for x in part] for part in side)
+    for layer in range(len(k)):
+        k[layer][..., at], v[layer][:, :, at] = new.k[layer][..., 0], new.v[layer][:, :, 0]
+    return KV(*(tuple(map(jnp.asarray, part)) for part in (k, v)))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +145,8 @@ def test_greedy_continuation_through_the_cache(torch, tmp_path, name, length):
         for at in range(slots):
             got.append(last.argmax(-1))
             new, past_length = jnp.asarray(got[-1][:, None]), jnp.asarray(cache.length)
-            logits, side = forward(config, params, new, cache.kv, past_length, side, at)
+            logits, now = forward(config, params, new, cache.kv, past_length, side, at)
+            side = put(side, now, at)
             last = np.asarray(logits[:, -1])
         cache.commit(side, np.full(2, slots))
     np.testing.assert_array_equal(np.stack(got[:n_new], 1), want.numpy()[:, length:])
@@ -225,13 +235,17 @@ class Cache:
         return np.asarray(logits)
 
     def commit(self, side: KV, n_new):
-        def write(full, new):
+        def write(full, new):  # [B, K, slots, H]
             full = np.array(full)
             for row, (at, n) in enumerate(zip(self.length, n_new)):
                 full[row, :, at : at + n] = np.asarray(new)[row, :, :n]
             return jnp.asarray(full)
 
-        self.kv = jax.tree.map(write, self.kv, side)
+        turned = lambda x: jnp.swapaxes(x, 2, 3)  # noqa: E731
+        self.kv = KV(
+            tuple(turned(write(turned(x), turned(new))) for x, new in zip(self.kv.k, side.k)),
+            tuple(write(x, new) for x, new in zip(self.kv.v, side.v)),
+        )
         self.length = self.length + np.asarray(n_new, np.int32)
 
 
@@ -283,10 +297,40 @@ def test_side_buffer_at_ragged_offsets():
     want, chunk = forward(config, params, new, cache.kv, length)
     side = jax.tree.map(lambda x: x + 50.0, empty_kv(config, 3, 8))  # rubbish again
     for at in range(6):
-        logits, side = forward(config, params, new[:, at : at + 1], cache.kv, length, side, at)
+        logits, now = forward(config, params, new[:, at : at + 1], cache.kv, length, side, at)
+        side = put(side, now, at)
         np.testing.assert_allclose(logits[:, 0], want[:, at], rtol=0, atol=ROUNDING)
-    for ours, theirs in zip(jax.tree.leaves(side), jax.tree.leaves(chunk)):
+    for ours, theirs in zip(side.k, chunk.k):
+        np.testing.assert_allclose(ours[..., :6], theirs, rtol=0, atol=ROUNDING)
+    for ours, theirs in zip(side.v, chunk.v):
         np.testing.assert_allclose(ours[:, :, :6], theirs, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("head", ["lm", "prm"])
+def test_packed_tokens_and_blocks_of_the_past_change_nothing(head):
+    """Padding left out of the products, and a past read block by block, whatever its length."""
+    config = dataclasses.replace(SHAPES["untied-4kv-theta-eps"], head=head)
+    params, rng = lively(config), np.random.default_rng(1)
+    cache = Cache(config, params, rows=5, size=20)
+    cache.extend(rng.integers(0, config.vocab, (5, 19)), np.array([19, 0, 8, 9, 1]))
+    tokens, length = jnp.asarray(rng.integers(0, config.vocab, (5, 6))), jnp.asarray(cache.length)
+    n_new = np.array([1, 6, 0, 5, 3])
+    want, want_kv = forward(config, params, tokens, cache.kv, length)
+    at = jnp.array([[0], [5], [0], [2], [1]])
+    near = functools.partial(np.testing.assert_allclose, rtol=0, atol=ROUNDING)
+    for block, size in ((None, 15), (8, None), (8, 21), (64, 15)):  # 20 is no multiple of 8
+        pack = None if size is None else packing(jnp.asarray(n_new), 6, size)
+        inputs = dict(pack=pack, block=block)
+        logits, kv = forward(config, params, tokens, cache.kv, length, **inputs)
+        some, _ = forward(config, params, tokens, cache.kv, length, **inputs, read_at=at)
+        for row, n in enumerate(n_new):
+            near(logits[row, :n], want[row, :n])
+            if n:
+                near(some[row, 0], want[row, at[row, 0]])
+            for ours, theirs in zip(kv.k, want_kv.k):
+                near(ours[row, :, :, :n], theirs[row, :, :, :n])
+            for ours, theirs in zip(kv.v, want_kv.v):
+                near(ours[row, :, :n], theirs[row, :, :n])
 
 
 def test_read_at_gives_the_logits_of_those_positions():

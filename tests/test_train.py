@@ -17,7 +17,7 @@ from trim_jax.tasks.tokenizer import ARITH_TOKENIZER, load_tokenizer
 from trim_jax.train.batches import LengthBuckets
 from trim_jax.train.fit import FitConfig, fit
 from trim_jax.train.lm import lm_examples, lm_loss
-from trim_jax.train.prm import prm_example, prm_stream
+from trim_jax.train.prm import SLIP, prm_examples, prm_loss, prm_model, starting_params, whole
 
 MODEL = ModelConfig(vocab=512, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32)
 SETTINGS = FitConfig(
@@ -105,12 +105,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(examples, tmp_path):
         fit(lm_loss(MODEL), params, batches, SETTINGS, tmp_path, "run")
 
 
-def _solution(tokenizer, problem, texts):
+def _solution(tokenizer, problem, texts, drafts):
+    """A solution of the given steps; `drafts` holds those that were thrown away, by step."""
+    encode = lambda text: tuple(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
     steps = []
     for i, text in enumerate(texts):
         ending = "" if i == len(texts) - 1 else "\n\n"
-        tokens = tuple(tokenizer.encode(text + ending, add_special_tokens=False))
-        steps.append(Step(tokens, 0, 0, len(tokens), None, None, None, None))
+        draft = encode(drafts[i] + "\n\n") if i in drafts else None
+        steps.append(Step(encode(text + ending), 0, 0, 1, None, None, draft, None))
     prompt = prompts.prm_prompt_ids(tokenizer, problem.problem)
     request = Request(problem.id, 0, prompt, prompt)
     return Solution(request, 0, 1, tuple(steps), "boxed", np.zeros([3, 5], np.int32))
@@ -119,16 +121,49 @@ def _solution(tokenizer, problem, texts):
 def test_the_prm_learns_up_to_the_first_wrong_step(tokenizer):
     problem = load_problems("arith", "test", 1)[0]
     texts = problem.solution.split("\n\n")
-    solution = _solution(tokenizer, problem, texts)
     tables = token_tables(tokenizer, 512)
-    stream, ends = prm_stream(solution, tables)
+    slip = texts[2][:-2] + str((int(texts[2][-2]) + 1) % 10) + "."  # another last digit
+    solution = _solution(tokenizer, problem, [*texts[:2], slip, *texts[3:]], {1: slip})
+    main, branch = prm_examples(solution, problem, tables, tokenizer)
+    prompt = len(solution.request.prm_prompt)
     # The stream is the one of Qwen2.5-Math-PRM: steps without their delimiter, each followed by
     # the separator.
-    text = "<extra_0>".join(texts) + "<extra_0>"
-    assert tokenizer.decode(stream[len(solution.request.prm_prompt) :]) == text
-    assert [int(stream[end]) for end in ends] == [tables.separator] * len(texts)
+    assert tokenizer.decode(main.tokens[prompt:]) == f"{texts[0]}<extra_0>{texts[1]}<extra_0>{slip}<extra_0>"
+    assert tokenizer.decode(branch.tokens[prompt:]) == f"{texts[0]}<extra_0>{slip}<extra_0>"
+    assert not main.weight[:prompt].any()
+    ends = np.flatnonzero(main.tokens == tables.separator)
+    np.testing.assert_array_equal(np.flatnonzero(main.weight == 1), ends)
+    np.testing.assert_array_equal(main.target[ends], [1, 1, 0])
+    # Within the wrong step, the tokens before the slip are right: the slip and the stop are not.
+    np.testing.assert_array_equal(np.flatnonzero(main.target[prompt:] == 0) + prompt, ends[2] - [2, 1, 0])
+    np.testing.assert_allclose(main.weight[ends[2] - 2], SLIP)
+    # Of a discarded draft, only the draft itself is learned: the text before it is in the main one.
+    first = np.flatnonzero(branch.tokens == tables.separator)[0]
+    assert not branch.weight[: first + 1].any()
+    assert (branch.weight[first + 1 :] > 0).all() and branch.target[-1] == 0
 
-    right = [True, True, False, False] + [False] * (len(texts) - 4)
-    example = prm_example(solution, right, tables)
-    np.testing.assert_array_equal(np.flatnonzero(example.weight), ends[:3])
-    np.testing.assert_array_equal(example.target[ends[:3]], [1, 1, 0])
+
+def test_the_prm_trains_new_layers_on_top_of_a_body_that_learns_to_predict(tokenizer):
+    problem = load_problems("arith", "test", 1)[0]
+    tables = token_tables(tokenizer, 512)
+    solution = _solution(tokenizer, problem, problem.solution.split("\n\n"), {0: "Start 7."})
+    examples = prm_examples(solution, problem, tables, tokenizer)
+    batch = jax.device_put(LengthBuckets(examples, 2, seed=0, multiple=512).batch(0))
+    body = init_params(MODEL, 0)
+    params = starting_params(MODEL, body, tables, batch["tokens"], seed=0)
+    size = lambda tree: float(sum(np.abs(x).sum() for x in jax.tree.leaves(tree)))  # noqa: E731
+    loss = prm_loss(MODEL)
+    both = jax.grad(loss)(params, batch)
+    assert size(both["body"]) > 0 and size(both["judge"]) > 0
+    # Without a right token there is nothing to predict, and the labels do not move the body.
+    wrong = batch | {"target": 0 * batch["target"]}
+    only = jax.grad(loss)(params, wrong)
+    assert size(only["body"]) == 0 < size(only["judge"])
+    # The exported model is the body with the new layers on top.
+    model = prm_model(MODEL)
+    exported, fresh = whole(params["body"], params), init_params(model, 0)
+    assert jax.tree.map(np.shape, exported) == jax.tree.map(np.shape, fresh)
+    np.testing.assert_array_equal(exported["layer_0"]["wq"], body["layer_0"]["wq"])
+    np.testing.assert_array_equal(
+        exported["embed"][tables.separator], body["embed"][tables.delimiter]
+    )

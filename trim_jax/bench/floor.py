@@ -91,22 +91,23 @@ class _Call:
         model = trio.models[which]
         decoding = kind in (loop.DECODE_SMALL, loop.DECODE_LARGE)
         chunk = size.decode_chunk if decoding else size.extend_chunk
-        self.tokens = rows * chunk
+        each = chunk if decoding else chunk // 2  # an extend makes products for half of its slots
+        self.tokens = rows * each
         self.params = trio.params[which]
         tile = Tile(rows, -(-past // ROUNDING) * ROUNDING)
         context = tile.past + chunk + 1  # decoding must not meet the end of the context
-        self.rows = _rows_at(rows, past, 0 if decoding else chunk, context, config, trio)
+        self.rows = _rows_at(rows, past, 0 if decoding else each, context, config, trio)
         everyone = jnp.ones([rows], bool)
         act = {
             loop.SCORE: lambda p, kv, r: work.score(
-                Qwen2(model), p, kv, r, everyone, trio.tables.separator, tile, chunk
+                Qwen2(model), p, kv, r, everyone, trio.tables.separator, rows, chunk
             ),
             loop.DECODE_SMALL: lambda p, kv, r: work.decode(
                 Qwen2(model), p, kv, r, everyone, which, tile, chunk, _endless(trio.tables),
                 setup.sampling(config), max_step_tokens=context,
             ),
             loop.CATCH_UP_SMALL: lambda p, kv, r: work.catch_up(
-                Qwen2(model), p, kv, r, everyone, which, tile, chunk
+                Qwen2(model), p, kv, r, everyone, which, rows, chunk
             ),
         }  # fmt: skip
         act[loop.DECODE_LARGE] = act[loop.DECODE_SMALL]

@@ -6,7 +6,6 @@ model/ (a Hugging Face folder, ready for `config.trio`).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -16,20 +15,20 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from trim_jax.api import SHIPPED, load_trio, requests
+from trim_jax.api import SHIPPED, Trio, load_trio, requests
 from trim_jax.commands import setup
 from trim_jax.engine.engine import Engine
+from trim_jax.engine.sampling import Sampling
 from trim_jax.errors import DataError
 from trim_jax.models.hf import load_model, save_model
 from trim_jax.models.qwen2 import ModelConfig, init_params
-from trim_jax.policies.simple import Always, Never, Random
-from trim_jax.tasks import arith
+from trim_jax.policies.simple import Always, Oracle
 from trim_jax.tasks.data import load_problems
 from trim_jax.tasks.tokenizer import load_tokenizer
 from trim_jax.train.batches import Example, LengthBuckets
 from trim_jax.train.fit import FitConfig, fit
 from trim_jax.train.lm import lm_examples, lm_loss
-from trim_jax.train.prm import prm_example, prm_loss
+from trim_jax.train.prm import prm_examples, prm_loss, prm_model, starting_params, whole
 
 
 def train_lm(config: ConfigDict) -> Path:
@@ -55,51 +54,57 @@ def train_prm(config: ConfigDict) -> Path:
     """
     large = Path(config.trio.large or SHIPPED / "large")
     body, params = load_model(large, "float32")
-    model = dataclasses.replace(body, head="prm")
-    head = init_params(model, config.train.seed)
-    params = {name: params.get(name, head[name]) for name in head}
-    examples = _labelled_examples(config)
-    return _fit_and_export(config, model, params, prm_loss(model), examples, large)
+    trio = load_trio(config.trio.small, config.trio.large, without_prm=True)
+    examples = _labelled_examples(config, trio)
+    sample = LengthBuckets(examples, config.train.rows, config.train.seed).batch(0)["tokens"]
+    params = starting_params(body, params, trio.tables, sample, config.train.seed)
+    finish = lambda trained: whole(trained["body"], trained)  # noqa: E731
+    return _fit_and_export(
+        config, prm_model(body), params, prm_loss(body), examples, large, finish
+    )
 
 
-def _labelled_examples(config: ConfigDict) -> list[Example]:
-    """Solutions of the small model, the large one, and both in turns, with their true labels."""
-    data, sample = config.data, config.sample
+def _labelled_examples(config: ConfigDict, trio: Trio) -> list[Example]:
+    """Solutions with their true labels, sampled as in routing and once more at a higher temperature."""
+    data, sample, routing = config.data, config.sample, setup.sampling(config)
     # The last `problems` of the split: the language models learned from the first ones.
     problems = load_problems(data.source, data.split, data.limit)[-sample.problems :]
     if any(problem.source != "arith" for problem in problems):
         raise DataError("train-prm: only the problems of arith come with true step labels")
-    trio = load_trio(config.trio.small, config.trio.large, without_prm=True)
-    policies = [Never(), Always(), Random(tuple(sample.mixtures))]
-    engine = Engine(
-        trio.models, trio.params, trio.tables, policies, setup.engine_config(config),
-        setup.sampling(config),
-    )  # fmt: skip
     known = {problem.id: problem for problem in problems}
-    asked = requests(trio, policies, problems, (config.train.seed,), data.instruction, data.prm_system)
-    found = {}
-    for solution in tqdm(engine.run(asked), desc="sampling solutions", unit=" solutions"):
-        tokens = tuple(step.tokens for step in solution.steps)
-        found.setdefault((solution.request.problem_id, tokens), solution)
-    examples = []
-    for (name, tokens), solution in sorted(found.items(), key=lambda item: item[0]):
-        texts = [trio.tokenizer.decode(step).strip("\n") for step in tokens]
-        right = arith.step_labels(known[name], texts)
-        examples.append(prm_example(solution, right, trio.tables))
-    steps = np.concatenate([e.target[e.weight > 0] for e in examples])
-    print(f"{len(examples)} distinct solutions, {len(steps)} labelled steps, "
+    policies = [Oracle(), Always()]
+    found: dict[bytes, Example] = {}
+    for sampling in (routing, Sampling(sample.hot, top_p=1.0, top_k=0)):
+        engine = Engine(
+            trio.models, trio.params, trio.tables, policies, setup.engine_config(config), sampling
+        )
+        asked = requests(
+            trio, policies, problems, (config.train.seed,), data.instruction, data.prm_system
+        )
+        total = len(problems) * len(policies)
+        title = f"solutions at temperature {sampling.temperature}"
+        for solution in tqdm(engine.run(asked), desc=title, total=total, unit=" solutions"):
+            problem = known[solution.request.problem_id]
+            for example in prm_examples(solution, problem, trio.tables, trio.tokenizer):
+                found.setdefault(example.tokens.tobytes() + example.weight.tobytes(), example)
+    examples = [found[name] for name in sorted(found)]  # solutions come in no fixed order
+    steps = np.concatenate([e.target[e.weight == 1] for e in examples])
+    print(f"{len(examples)} distinct texts, {len(steps)} labelled steps, "
           f"{100 * (1 - steps.mean()):.1f} % of them wrong")
     return examples
 
 
-def _fit_and_export(config, model, params, loss, examples, tokenizer_folder: Path) -> Path:
+def _fit_and_export(
+    config, model, params, loss, examples, tokenizer_folder: Path, finish=lambda params: params
+) -> Path:
+    """Train and export; `finish` makes the model's parameters of the trained ones."""
     settings = FitConfig(**config.train)
     out = Path(config.out)
     batches = LengthBuckets(examples, settings.rows, settings.seed)
-    size = sum(x.size for x in jax.tree.leaves(params))
+    size = sum(x.size for x in jax.tree.leaves(finish(params)))
     print(f"{size / 1e6:.2f} M parameters, {len(examples)} examples, "
           f"{settings.steps / batches.batches_per_epoch:.2f} epochs")
-    params = fit(loss, params, batches, settings, out, out.name)
+    params = finish(fit(loss, params, batches, settings, out, out.name))
     _draw_curve(out)
     tokenizer = load_tokenizer(tokenizer_folder)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

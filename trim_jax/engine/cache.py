@@ -13,14 +13,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trim_jax.models.qwen2 import KV, Qwen2
+from trim_jax.models.qwen2 import KV, Qwen2, packing
+
+
+BLOCK = 64  # slots that an extend reads of the past at a time
 
 
 def view(kv: KV, index: jax.Array | None, length: int) -> KV:
     """The first `length` slots of rows `index` (None: of all rows, without a copy of the rows)."""
     if index is None:
-        return jax.tree.map(lambda x: x[:, :, :length], kv)
-    return jax.tree.map(lambda x: x.at[index, :, :length].get(mode="clip"), kv)
+        return KV(
+            tuple(k[..., :length] for k in kv.k), tuple(v[:, :, :length] for v in kv.v)
+        )
+    return KV(
+        tuple(k.at[index, :, :, :length].get(mode="clip") for k in kv.k),
+        tuple(v.at[index, :, :length].get(mode="clip") for v in kv.v),
+    )
+
+
+def append(side: KV, new: KV, at: jax.Array | int) -> KV:
+    """The side buffer with the keys and values of some tokens in slots `at`, ... of every row."""
+    return KV(
+        tuple(jax.lax.dynamic_update_slice_in_dim(x, n, at, 3) for x, n in zip(side.k, new.k)),
+        tuple(jax.lax.dynamic_update_slice_in_dim(x, n, at, 2) for x, n in zip(side.v, new.v)),
+    )
 
 
 def commit(kv: KV, index: jax.Array | None, length: jax.Array, side: KV, n_new: jax.Array) -> KV:
@@ -29,19 +45,25 @@ def commit(kv: KV, index: jax.Array | None, length: jax.Array, side: KV, n_new: 
     Args:
       kv: caches of all slots, updated in place where donated.
       index: int32 [R], slots; one outside the cache is dropped. None: all slots in order.
-      length: int32 [R], slots already real. side: [R, K, C, H] a layer. n_new: int32 [R].
+      length: int32 [R], slots already real. side: C slots a layer. n_new: int32 [R].
     """
-    slots, size = kv.k[0].shape[0], kv.k[0].shape[2]
+    slots, _, size, _ = kv.v[0].shape
     if index is None:
         index = jnp.arange(slots)
-    at = jnp.arange(side.k[0].shape[2])
+    at = jnp.arange(side.v[0].shape[2])
     # Padding goes to slot `size`, which "drop" ignores; negative indices would wrap.
     where = jnp.where(at < n_new[:, None], length[:, None] + at, size)  # [R, C]
-
-    def write(full, new):
-        return full.at[index[:, None], :, where].set(new.swapaxes(1, 2), mode="drop")
-
-    return jax.tree.map(write, kv, side)
+    row = index[:, None]
+    return KV(
+        tuple(
+            k.at[row, :, :, where].set(new.transpose(0, 3, 1, 2), mode="drop")
+            for k, new in zip(kv.k, side.k)
+        ),
+        tuple(
+            v.at[row, :, where].set(new.swapaxes(1, 2), mode="drop")
+            for v, new in zip(kv.v, side.v)
+        ),
+    )
 
 
 def extend(
@@ -52,21 +74,28 @@ def extend(
     length: jax.Array,
     tokens: jax.Array,
     n_new: jax.Array,
-    past_length: int,
+    packed: int | None = None,
     read_at: jax.Array | None = None,
 ) -> tuple[jax.Array, KV]:
     """Append `n_new` tokens to rows `index` at their ragged offsets.
 
     Args:
       model, params: the model. kv: its caches. index: int32 [R] slots, None for all.
-      length: int32 [R], real slots of those rows, at most `past_length`.
+      length: int32 [R], real slots of those rows.
       tokens: int32 [R, T]; the first n_new [R] of each row are real.
-      past_length: static number of cache slots that are read.
+      packed: at least the sum of `n_new`; so many tokens are worked on. None: all R * T.
       read_at: see `Qwen2.__call__`.
 
     Returns:
       logits of the chunk and the caches with the new keys and values in place.
     """
-    past = view(kv, index, past_length)
-    logits, side = model.apply({"params": params}, tokens, past, length, read_at=read_at)
-    return logits, commit(kv, index, length, side, n_new)
+    pack = None if packed is None else packing(n_new, tokens.shape[1], packed)
+    past = view(kv, index, kv.v[0].shape[2])
+    logits, new = model.apply(
+        {"params": params}, tokens, past, length, pack=pack, block=BLOCK, read_at=read_at
+    )
+    # What is written depends on all that was read. Without this the compiler is free to write a
+    # layer's new keys before it reads the past of that layer, and copies all caches to be safe.
+    read = new.k[-1][0, 0, 0, 0] + logits.sum()
+    n_new = jnp.where(jnp.isnan(read), 0, n_new)
+    return logits, commit(kv, index, length, new, n_new)

@@ -158,7 +158,6 @@ class Engine:
             decode_chunk=c.decode_chunk,
             extend_chunk=c.extend_chunk,
             past_sizes=sizes,
-            extend_sizes=sizes if c.max_context > 1024 else (),
             queue=c.slots,
             out=3 * c.slots,
             fork_reserve=c.slots // 4 if c.slots >= 4 else 0,

@@ -45,8 +45,7 @@ class LoopConfig:
       context: S. prm_context: P. max_steps: M. max_step_tokens: a step is cut there.
       decode_chunk: tokens a decode call writes at most. extend_chunk: tokens an extend call reads.
       past_sizes: numbers of cache slots below S that decoding full batches is compiled for,
-        ascending. extend_sizes: those below S or P for extends of full batches. Each costs compile
-        time and saves the reading of empty slots.
+        ascending. Each costs compile time and saves the reading of empty slots.
       queue, out: capacity of the two buffers.
       fork_reserve: slots that stay free of new problems, for forks.
     """
@@ -65,7 +64,6 @@ class LoopConfig:
     decode_chunk: int
     extend_chunk: int
     past_sizes: tuple[int, ...]
-    extend_sizes: tuple[int, ...]
     queue: int
     out: int
     fork_reserve: int
@@ -162,7 +160,9 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     for kind, index in enumerate(_MODEL_OF):
         here = (chosen == kind) & (full[kind] > 0)
         many = full[kind] > config.tail_rows
-        longest = jnp.where(waiting[kind], carry.rows.length[:, index], 0).max()
+        # The shortest rows are served first: the last of them decides how much of the past is read.
+        length = jnp.sort(jnp.where(waiting[kind], carry.rows.length[:, index], work.FAR))
+        longest = length[jnp.maximum(full[kind] - 1, 0)]
         for tile, above in _tiles(config, kind):
             fits = here & (longest <= tile.past) & (longest > above)
             if config.tail_rows < config.rows:
@@ -174,7 +174,7 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
 def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int]]:
     """The sizes that a kind of work is compiled for, and the past length above which each is used."""
     end = config.prm_context if kind == SCORE else config.context
-    sizes = config.past_sizes if kind in (DECODE_LARGE, DECODE_SMALL) else config.extend_sizes
+    sizes = config.past_sizes if kind in (DECODE_LARGE, DECODE_SMALL) else ()
     sizes = [*(size for size in sizes if size < end), end]
     tiles = [(Tile(config.rows, size), above) for above, size in zip([-1, *sizes], sizes)]
     if config.tail_rows < config.rows:
@@ -207,11 +207,11 @@ def _work(
         rows, kv, counts = state
         if kind in (CATCH_UP_SMALL, CATCH_UP_LARGE):
             rows, kv, slots = work.catch_up(
-                model, own, kv, rows, mask, index, tile, config.extend_chunk
+                model, own, kv, rows, mask, index, tile.rows, config.extend_chunk
             )
         elif kind == SCORE:
             rows, kv, slots = work.score(
-                model, own, kv, rows, mask, config.tables.separator, tile, config.extend_chunk
+                model, own, kv, rows, mask, config.tables.separator, tile.rows, config.extend_chunk
             )
         else:
             rows, kv, slots = work.decode(

@@ -248,10 +248,8 @@ class Reference:
         key = fold(work.key, jnp.uint32(POLICY_STREAM))
         reference = list(request.reference)
         last = t + 1 == M or len(text) == self.config.max_context
-        right = text == reference[: len(text)]
         if draft:
             last = last or draft.ended or draft.boxed
-            right = right and (draft.boxed or not draft.ended)
         stops_short = bool(draft and draft.ended and len(text) < len(reference))
         one = lambda value, dtype: jnp.asarray([value], dtype)  # noqa: E731
         return base.Observation(

@@ -10,33 +10,52 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trim_jax.engine import rows as R
-from trim_jax.engine.cache import commit, extend, view
+from trim_jax.engine.cache import append, commit, extend, view
 from trim_jax.engine.rows import Rows
 from trim_jax.engine.sampling import Sampling, fold, sample
 from trim_jax.engine.tokens import BOXED, OVER, TokenTables
 from trim_jax.models.qwen2 import KV, Qwen2, empty_kv
 
 
+FAR = np.iinfo(np.int32).max
+
+
 class Tile(NamedTuple):
-    """Static size of one call: rows, and cache slots that are read."""
+    """Static size of one call: rows, and cache slots that a decode reads."""
 
     rows: int
     past: int
 
 
-def _chosen(mask: jax.Array, tile: Tile) -> tuple[jax.Array | None, jax.Array, jax.Array]:
-    """(cache index, row index, valid) of up to `tile.rows` rows of `mask` [B].
+def _chosen(
+    mask: jax.Array, length: jax.Array, count: int
+) -> tuple[jax.Array | None, jax.Array, jax.Array]:
+    """(cache index, row index, valid) of the up to `count` shortest rows of `mask` [B].
 
-    A tile as large as the batch takes every row where it stands (masking); a smaller one gathers
-    the waiting rows (compaction).
+    Rows of similar length together: a call costs what its longest row does. A count as large as
+    the batch takes every row where it stands (masking); a smaller one gathers (compaction).
     """
     B = mask.shape[0]
-    if tile.rows >= B:
+    if count >= B:
         return None, jnp.arange(B), mask
-    index = jnp.nonzero(mask, size=tile.rows, fill_value=B)[0]
+    order = jnp.argsort(jnp.where(mask, length, FAR))[:count]
+    index = jnp.where(mask[order], order, B)
     return index, index, index < B
+
+
+def _share(wanted: jax.Array, chunk: int) -> tuple[jax.Array, int]:
+    """How many tokens each row of an extend reads, of those it wants [R], and how many at most in all.
+
+    Chunks are as wide as a long step, and half full on average: products are made for half of
+    their slots, and rows that come too late for those wait for the next call.
+    """
+    packed = max(chunk, len(wanted) * chunk // 2)
+    n_new = jnp.clip(wanted, 0, chunk)
+    before = jnp.cumsum(n_new) - n_new
+    return jnp.clip(packed - before, 0, n_new), packed
 
 
 def _charge(rows: Rows, index, model: int, begin, end) -> Rows:
@@ -58,24 +77,24 @@ def _set_length(rows: Rows, index, model: int, length) -> Rows:
 
 
 def catch_up(
-    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, which: int, tile: Tile, chunk: int
+    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, which: int, count: int, chunk: int
 ) -> tuple[Rows, KV, jax.Array]:
     """A language model reads up to `chunk` tokens that it has not seen, all but the last one."""
-    index, row, valid = _chosen(mask, tile)
+    index, row, valid = _chosen(mask, rows.length[:, which], count)
     length = rows.length[:, which].at[row].get(mode="clip")
-    n_new = jnp.clip(rows.n_text.at[row].get(mode="clip") - 1 - length, 0, chunk) * valid
+    n_new, packed = _share((rows.n_text.at[row].get(mode="clip") - 1 - length) * valid, chunk)
     text = rows.tokens.at[row].get(mode="clip")
     tokens = jnp.take_along_axis(text, length[:, None] + jnp.arange(chunk), axis=1, mode="clip")
-    nothing = jnp.zeros([tile.rows, 0], jnp.int32)
-    _, kv = extend(model, params, kv, index, length, tokens, n_new, tile.past, nothing)
+    nothing = jnp.zeros([len(tokens), 0], jnp.int32)
+    _, kv = extend(model, params, kv, index, length, tokens, n_new, packed, nothing)
     row = jnp.where(valid, row, mask.shape[0])
     rows = _charge(rows, row, which, length, length + n_new)
     rows = _set_length(rows, row, which, length + n_new)
-    return rows, kv, jnp.stack([jnp.int32(tile.rows * chunk), n_new.sum()])
+    return rows, kv, jnp.stack([jnp.int32(packed), n_new.sum()])
 
 
 def score(
-    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, separator: int, tile: Tile, chunk: int
+    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, separator: int, count: int, chunk: int
 ) -> tuple[Rows, KV, jax.Array]:
     """The PRM reads up to `chunk` new tokens of its stream and scores the steps that end there.
 
@@ -83,13 +102,13 @@ def score(
     sends the row to its decision.
     """
     B, M = rows.score.shape
-    index, row, valid = _chosen(mask, tile)
+    index, row, valid = _chosen(mask, rows.length[:, R.PRM], count)
     get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
     length = get(rows.length[:, R.PRM])
-    n_new = jnp.clip(get(rows.n_prm) - length, 0, chunk) * valid
+    n_new, packed = _share((get(rows.n_prm) - length) * valid, chunk)
     at = length[:, None] + jnp.arange(chunk)
     tokens = jnp.take_along_axis(get(rows.prm_tokens), at, axis=1, mode="clip")
-    logits, kv = extend(model, params, kv, index, length, tokens, n_new, tile.past)
+    logits, kv = extend(model, params, kv, index, length, tokens, n_new, packed)
     right = jax.nn.softmax(logits, axis=-1)[..., 1]  # [R, T]
 
     real = jnp.arange(chunk) < n_new[:, None]
@@ -109,7 +128,7 @@ def score(
         ledger=rows.ledger.at[row, R.PRM, R.CALLS].add(complete, mode="drop"),
     )
     rows = _set_length(rows, row, R.PRM, length + n_new)
-    return rows, kv, jnp.stack([jnp.int32(tile.rows * chunk), n_new.sum()])
+    return rows, kv, jnp.stack([jnp.int32(packed), n_new.sum()])
 
 
 def decode(
@@ -138,7 +157,7 @@ def decode(
         raise ValueError("token tables and model disagree on the vocabulary")
 
     B, S = rows.tokens.shape
-    index, row, valid = _chosen(mask, tile)
+    index, row, valid = _chosen(mask, rows.length[:, which], tile.rows)
     get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
     length, n_text = get(rows.length[:, which]), get(rows.n_text)
     past = view(kv, index, tile.past)
@@ -164,7 +183,7 @@ def decode(
 
     def write_token(s):
         i, active = s["i"], s["active"]
-        logits, side = model.apply(
+        logits, new = model.apply(
             {"params": params}, s["token"][:, None], past, length, s["side"], i
         )
         token = sample(logits[:, 0], fold(keys, n_text + i), allowed, sampling)
@@ -187,7 +206,7 @@ def decode(
             newlines=keep(blank, s["newlines"]),
             ended=s["ended"] | ended,
             written=s["written"].at[:, i].set(token),
-            side=side,
+            side=append(s["side"], new, i),
         )
 
     s = jax.lax.while_loop(go_on, write_token, state)

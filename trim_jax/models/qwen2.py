@@ -1,17 +1,18 @@
 """Qwen2 as one Flax module: transformer body, language-model head, process-reward head.
 
-The module holds parameters only. Keys and values of past tokens come in and go out as explicit
-arrays (`KV`), so one method, `__call__`, serves training (no past), `extend` (a chunk of tokens
-behind a ragged past) and decoding (one token behind a past and a side buffer).
+The module holds parameters only. Keys and values of past tokens come in and those of new tokens go
+out as explicit arrays (`KV`), so one method, `__call__`, serves training (no past), `extend` (a
+chunk of tokens behind a ragged past) and decoding (one token behind a past and a side buffer).
 
 Axis letters (design notation): B batch, T query length, S cache length, C side-buffer length,
-D model width, F feed-forward width, N query heads, K key-value heads, G = N / K, H head width,
+P packed tokens, D model width, F feed-forward width, N query heads, K key-value heads, G = N / K, H head width,
 V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -62,7 +63,8 @@ class KV(NamedTuple):
     """Keys and values, one array a layer.
 
     Attributes:
-      k: L arrays [B, K, S, H], rotary embedding applied.
+      k: L arrays [B, K, H, S], rotary embedding applied. Slots are the last axis, along which the
+        product with a single query runs (on a CPU it takes half the time of the other layout).
       v: L arrays [B, K, S, H].
     """
 
@@ -72,9 +74,37 @@ class KV(NamedTuple):
 
 def empty_kv(config: ModelConfig, rows: int, length: int) -> KV:
     """A zeroed `KV` for `rows` rows of `length` tokens."""
-    shape = (rows, config.kv_heads, length, config.head_dim)
-    blank = lambda: tuple(jnp.zeros(shape, config.dtype) for _ in range(config.layers))  # noqa: E731
-    return KV(blank(), blank())
+    lead, size = (rows, config.kv_heads), (length, config.head_dim)
+    blank = lambda *shape: tuple(jnp.zeros(lead + shape, config.dtype) for _ in range(config.layers))  # noqa: E731
+    return KV(blank(*size[::-1]), blank(*size))
+
+
+class Packing(NamedTuple):
+    """The real tokens of a ragged chunk [B, T] side by side, so that padding costs no products.
+
+    Attributes:
+      take: int [P], flat positions b * T + t of the packed tokens; the rest of P repeats any.
+      back: int [B, T], where each token of the chunk is among the packed ones; P where nowhere.
+    """
+
+    take: jax.Array
+    back: jax.Array
+
+    def pack(self, x: jax.Array) -> jax.Array:
+        """[B, T, ...] to [1, P, ...]."""
+        return x.reshape(-1, *x.shape[2:])[self.take][None]
+
+    def unpack(self, x: jax.Array) -> jax.Array:
+        """[1, P, ...] to [B, T, ...], zero where nothing was packed."""
+        return x[0].at[self.back].get(mode="fill", fill_value=0)
+
+
+def packing(n_new: jax.Array, width: int, size: int) -> Packing:
+    """The first `n_new` [B] tokens of each row of a chunk of `width`, at most `size` in all."""
+    real = (jnp.arange(width) < n_new[:, None]).reshape(-1)
+    take = jnp.nonzero(real, size=size, fill_value=0)[0]
+    back = jnp.where(real, jnp.cumsum(real) - 1, size)
+    return Packing(take, back.reshape(-1, width))
 
 
 # Logical axes of every parameter; sharding.py maps them onto the mesh.
@@ -122,36 +152,71 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attend(q, past_k, past_v, past_mask, new_k, new_v, new_mask):
-    """Grouped-query attention over a read-only past and the tokens of this call.
+OFF = jnp.float32(-1e30)  # added to the scores of slots that must not be seen
 
-    The two parts stay apart (their scores share one softmax), so a decode step never copies the
-    past to append one token to it.
+
+def _scores(q, k, mask):
+    """[B, K, Q, C] scores in float32 of queries [B, K, Q, H] and keys [B, K, H, C]."""
+    return jnp.einsum("bkqh,bkhc->bkqc", q, k, preferred_element_type=jnp.float32) + mask
+
+
+def _mix(weight, v):
+    """[B, K, Q, H] values [B, K, C, H] weighted by [B, K, Q, C]."""
+    return jnp.einsum("bkqc,bkch->bkqh", weight.astype(v.dtype), v)
+
+
+def attend(q, parts):
+    """Grouped-query attention over several read-only buffers that share one softmax.
+
+    A decode step so never copies its past to append one token to it.
 
     Args:
-      q: [B, K, G*T, H], scaled queries; the G query heads of a key-value head side by side.
-      past_k, past_v: [B, K, S, H], or None when there is no past.
-      past_mask: [B, 1, 1, S] additive float32.
-      new_k, new_v: [B, K, C, H].
-      new_mask: additive float32, broadcastable to [B, K, G*T, C].
+      q: [B, K, Q, H], scaled queries; Q = G*T, the G heads of a key-value head side by side.
+      parts: (k [B, K, H, C], v [B, K, C, H], additive float32 mask, broadcastable to [B, K, Q, C])
+        for each buffer.
 
     Returns:
-      [B, K, G*T, H].
+      [B, K, Q, H].
     """
-    contract = lambda x, y: jnp.einsum(  # noqa: E731
-        "bkqh,bkch->bkqc", x, y, preferred_element_type=jnp.float32
-    )
-    mix = lambda p, y: jnp.einsum("bkqc,bkch->bkqh", p.astype(y.dtype), y)  # noqa: E731
-    scores = contract(q, new_k) + new_mask
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    if past_k is None:
-        weight = jnp.exp(scores - top)
-        return (mix(weight, new_v) / weight.sum(axis=-1, keepdims=True)).astype(q.dtype)
-    past_scores = contract(q, past_k) + past_mask
-    top = jnp.maximum(top, past_scores.max(axis=-1, keepdims=True))
-    weight, past_weight = jnp.exp(scores - top), jnp.exp(past_scores - top)
-    total = weight.sum(axis=-1, keepdims=True) + past_weight.sum(axis=-1, keepdims=True)
-    return ((mix(weight, new_v) + mix(past_weight, past_v)) / total).astype(q.dtype)
+    scores = [_scores(q, k, mask) for k, _, mask in parts]
+    top = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in scores])
+    weights = [jnp.exp(x - jax.lax.stop_gradient(top)) for x in scores]
+    total = sum(x.sum(axis=-1, keepdims=True) for x in weights)
+    return (sum(_mix(x, v) for x, (_, v, _) in zip(weights, parts)) / total).astype(q.dtype)
+
+
+def attend_in_blocks(q, new, past_k, past_v, past_length, block: int):
+    """`attend` to a chunk of tokens and its past, of which only the filled blocks are read.
+
+    Args:
+      q: as for `attend`. new: the part of the chunk itself.
+      past_k, past_v: [B, K, H, S], [B, K, S, H]. past_length: int [B], real slots.
+      block: slots a block.
+    """
+    size = past_k.shape[3]
+    block = min(block, size)
+    k, v, mask = new
+    scores = _scores(q, k, mask)
+    top = scores.max(axis=-1, keepdims=True)
+    weight = jnp.exp(scores - top)
+    state = top, weight.sum(axis=-1, keepdims=True), _mix(weight, v).astype(jnp.float32)
+
+    def add_block(i, state):
+        top, total, out = state
+        start = jnp.minimum(i * block, size - block)
+        at = start + jnp.arange(block)
+        seen = (at < past_length[:, None]) & (at >= i * block)  # the last block may overlap
+        k = jax.lax.dynamic_slice_in_dim(past_k, start, block, axis=3)
+        v = jax.lax.dynamic_slice_in_dim(past_v, start, block, axis=2)
+        scores = _scores(q, k, jnp.where(seen, 0.0, OFF)[:, None, None, :])
+        higher = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
+        weight, shrink = jnp.exp(scores - higher), jnp.exp(top - higher)
+        total = total * shrink + weight.sum(axis=-1, keepdims=True)
+        return higher, total, out * shrink + _mix(weight, v)
+
+    blocks = (past_length.max() + block - 1) // block
+    _, total, out = jax.lax.fori_loop(0, blocks, add_block, state)
+    return (out / total).astype(q.dtype)
 
 
 def matmul(x: jax.Array, w: jax.Array, **kwargs) -> jax.Array:
@@ -170,7 +235,8 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, cos, sin, past, past_mask, side, side_at, new_mask):
+    def __call__(self, x, cos, sin, attention, pack):
+        """`x` [B, T, D], or packed [1, P, D]; `attention(q, k, v)` looks at new and past tokens."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
         init = nn.initializers.normal(0.02)
@@ -178,33 +244,30 @@ class Block(nn.Module):
         init_out = nn.initializers.normal(0.02 / (2 * c.layers) ** 0.5)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         p = lambda name, fn, *shape: self.param(name, fn, shape, dtype)  # noqa: E731
-        B, T, D = x.shape
+        D = c.width
 
         def project(y, name, heads):
             w = p(f"w{name}", init, D, heads, c.head_dim).reshape(D, heads * c.head_dim)
             b = p(f"b{name}", zeros, heads, c.head_dim).reshape(-1)
-            return (matmul(y, w) + b).reshape(B, T, heads, c.head_dim)
+            return (matmul(y, w) + b).reshape(*y.shape[:2], heads, c.head_dim)
 
+        unpack = pack.unpack if pack is not None else lambda x: x
         y = rms_norm(x, p("norm_attn", ones, D), c.norm_eps)
-        q = rotate(project(y, "q", c.heads), cos, sin) * c.head_dim**-0.5
-        k = rotate(project(y, "k", c.kv_heads), cos, sin).swapaxes(1, 2)  # [B, K, T, H]
-        v = project(y, "v", c.kv_heads).swapaxes(1, 2)
-        if side is not None:
-            at = (0, 0, side_at, 0)
-            k = jax.lax.dynamic_update_slice(side[0], k, at)
-            v = jax.lax.dynamic_update_slice(side[1], v, at)
+        q = unpack(rotate(project(y, "q", c.heads), cos, sin) * c.head_dim**-0.5)
+        k = unpack(rotate(project(y, "k", c.kv_heads), cos, sin)).transpose(0, 2, 3, 1)  # [B, K, H, T]
+        v = unpack(project(y, "v", c.kv_heads)).swapaxes(1, 2)  # [B, K, T, H]
+        B, T = q.shape[:2]
         q = q.reshape(B, T, c.kv_heads, c.group, c.head_dim).transpose(0, 2, 3, 1, 4)
-        q = q.reshape(B, c.kv_heads, c.group * T, c.head_dim)
-        past_k, past_v = past if past is not None else (None, None)
-        out = attend(q, past_k, past_v, past_mask, k, v, new_mask)
+        out = attention(q.reshape(B, c.kv_heads, c.group * T, c.head_dim), k, v)
         out = out.reshape(B, c.kv_heads, c.group, T, c.head_dim).transpose(0, 3, 1, 2, 4)
+        out = out.reshape(B, T, c.heads * c.head_dim)
         wo = p("wo", init_out, c.heads, c.head_dim, D).reshape(c.heads * c.head_dim, D)
-        x = x + matmul(out.reshape(B, T, -1), wo)
+        x = x + matmul(out if pack is None else pack.pack(out), wo)
 
         y = rms_norm(x, p("norm_ffn", ones, D), c.norm_eps)
         gate = nn.silu(matmul(y, p("w_gate", init, D, c.ffn)))
         up = matmul(y, p("w_up", init, D, c.ffn))
-        return x + matmul(gate * up, p("w_down", init_out, c.ffn, D)), (k, v)
+        return x + matmul(gate * up, p("w_down", init_out, c.ffn, D))
 
 
 class Qwen2(nn.Module):
@@ -222,57 +285,75 @@ class Qwen2(nn.Module):
         past: KV | None = None,
         past_length: jax.Array | None = None,
         side: KV | None = None,
-        side_at: jax.Array | int = 0,
+        side_length: jax.Array | int = 0,
+        pack: Packing | None = None,
+        block: int | None = None,
         read_at: jax.Array | None = None,
     ) -> tuple[jax.Array, KV]:
         """Logits of `tokens`, and their keys and values.
 
-        Row b's tokens stand at positions past_length[b] + side_at + (0..T-1): behind the first
-        `past_length[b]` slots of `past` and the first `side_at` slots of `side`.
+        Row b's tokens stand at positions past_length[b] + side_length + (0..T-1): behind the first
+        `past_length[b]` slots of `past` and the first `side_length` slots of `side`.
 
         Args:
           tokens: int [B, T].
           past: keys and values of the accepted prefix, read-only, slots 0..past_length-1 real.
           past_length: int [B]; needed with `past`.
-          side: side buffer of C slots that the new keys and values are written into at `side_at`;
-            None means a fresh one of C = T.
-          side_at: int scalar, first free slot of the side buffer.
+          side: keys and values of tokens between `past` and `tokens`, read-only.
+          side_length: int scalar, real slots of `side`, the same in every row.
+          pack: which of `tokens` are real; the others are left out of all products but attention's,
+            and their logits, keys and values mean nothing. None: all of them.
+          block: read the past in blocks of so many slots, as many as the longest row fills; with
+            `past` only and no `side`. None: read all of it at once.
           read_at: int [B, R], the chunk positions whose logits are wanted; None means all of them.
 
         Returns:
-          float32 logits [B, T or R, V] ("prm": [B, T or R, 2]) and the side buffer, `KV` of C slots.
+          float32 logits [B, T or R, V] ("prm": [B, T or R, 2]) and the `KV` of `tokens`, T slots.
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
         B, T = tokens.shape
         embed = self.param("embed", nn.initializers.normal(0.02), (c.vocab, c.width), dtype)
         start = jnp.zeros([B], jnp.int32) if past_length is None else past_length
-        cos, sin = rope_tables((start + side_at)[:, None] + jnp.arange(T), c)
-
-        slots = T if side is None else side.k[0].shape[2]
-        seen = jnp.arange(slots) <= side_at + jnp.arange(T)[:, None]  # [T, C], causal
-        off = jnp.float32(-1e30)
-        new_mask = jnp.tile(jnp.where(seen, 0.0, off), (c.group, 1))  # [G*T, C]
-        past_mask = None
+        positions = (start + side_length)[:, None] + jnp.arange(T)
+        causal = jnp.arange(T) <= jnp.arange(T)[:, None]
+        new_mask = jnp.tile(jnp.where(causal, 0.0, OFF), (c.group, 1))  # [G*T, T]
         if past is not None:
-            real = jnp.arange(past.k[0].shape[2]) < past_length[:, None]
-            past_mask = jnp.where(real, 0.0, off)[:, None, None, :]
+            real = jnp.arange(past.v[0].shape[2]) < past_length[:, None]
+            past_mask = jnp.where(real, 0.0, OFF)[:, None, None, :]
+        if side is not None:
+            side_mask = jnp.where(jnp.arange(side.v[0].shape[2]) < side_length, 0.0, OFF)
+        if pack is not None:
+            tokens, positions = pack.pack(tokens), pack.pack(positions)
 
         x = embed[tokens]
+        cos, sin = rope_tables(positions, c)
         new = []
         for i in range(c.layers):
-            layer_past = None if past is None else (past.k[i], past.v[i])
-            layer_side = None if side is None else (side.k[i], side.v[i])
-            x, kv = Block(c, name=f"layer_{i}")(
-                x, cos, sin, layer_past, past_mask, layer_side, side_at, new_mask
-            )
-            new.append(kv)
+
+            def attention(q, k, v, i=i):
+                new.append((k, v))
+                if past is not None and block is not None:
+                    here = (k, v, new_mask)
+                    return attend_in_blocks(q, here, past.k[i], past.v[i], past_length, block)
+                parts = [(k, v, new_mask)]
+                if side is not None:
+                    parts.append((side.k[i], side.v[i], side_mask))
+                if past is not None:
+                    parts.append((past.k[i], past.v[i], past_mask))
+                return attend(q, parts)
+
+            x = Block(c, name=f"layer_{i}")(x, cos, sin, attention, pack)
         if read_at is not None:
+            x = x if pack is None else pack.unpack(x)
             x = jnp.take_along_axis(x, read_at[..., None], axis=1)
         x = rms_norm(
             x, self.param("norm_out", nn.initializers.ones, (c.width,), dtype), c.norm_eps
         )
-        return self._head(x, embed), KV(*(tuple(part) for part in zip(*new)))
+        logits = self._head(x, embed)
+        if pack is not None and read_at is None:
+            logits = pack.unpack(logits)
+        return logits, KV(*(tuple(part) for part in zip(*new)))
 
     def _head(self, x: jax.Array, embed: jax.Array) -> jax.Array:
         c = self.config

@@ -2,56 +2,187 @@
 
 A step is labelled right while it and everything before it is right; the first wrong step is the
 last one that is learned from, as what follows it has no clear label (method, section 2, states S0
-and S2). The sequences are those that the PRM meets in routing: solutions of the small model, of the
-large one, and of both in turns, tokenized step by step by the engine.
+and S2). The sequences are those that the PRM meets in routing, tokenized step by step by the
+engine: solutions of the large model, solutions in which it rewrites wrong drafts of the small one,
+and those drafts behind the text they were written for.
+
+The PRM is the large model's body with two more layers. To see a slip, a position must compare its
+token with what the body expected there, and the body expects it one position earlier. So the first
+new layer starts out looking at the token before, the second one over the last dozen tokens, to
+gather what was found; every token is labelled, not only the ends of steps; and the body goes on
+learning to predict, now in the PRM's stream, where `<extra_0>` stands for the blank line. The new
+layers learn on top of it and leave it alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from trim_jax.engine.engine import Solution
 from trim_jax.engine.tokens import TokenTables
-from trim_jax.models.qwen2 import ModelConfig, Qwen2
+from trim_jax.models.qwen2 import ModelConfig, Qwen2, init_params
+from trim_jax.tasks import arith
+from trim_jax.tasks.data import Problem
 from trim_jax.train.batches import Example
 
-
-def prm_stream(solution: Solution, tables: TokenTables) -> tuple[np.ndarray, np.ndarray]:
-    """The PRM's tokens of a solution, int32 [T], and where its steps end in them, int [steps]."""
-    stream, ends = list(solution.request.prm_prompt), []
-    for step in solution.steps:
-        tokens = list(step.tokens)
-        while tokens and tables.stripped[tokens[-1]] < 0:
-            tokens.pop()
-        if tokens:
-            tokens[-1] = int(tables.stripped[tokens[-1]])
-        stream += [*tokens, tables.separator]
-        ends.append(len(stream) - 1)
-    return np.array(stream, np.int32), np.array(ends, np.int64)
+NEW_LAYERS = 2
+# Weights of a step's tokens; its end, where the PRM is read in routing, counts 1. Slips are rare,
+# and what follows one tells little more.
+RIGHT, SLIP, AFTER = 0.7, 2.8, 1.05
+SPREAD = 0.06  # of the new layers' initial matrices
 
 
-def prm_example(solution: Solution, right: Sequence[bool], tables: TokenTables) -> Example:
-    """A training sequence; `right` holds the true label of every step of the solution."""
-    tokens, ends = prm_stream(solution, tables)
-    target = np.zeros(len(tokens), np.int32)
-    weight = np.zeros(len(tokens), np.float32)
+def bare_step(tokens: Sequence[int], tables: TokenTables) -> list[int]:
+    """A step as the PRM reads it: without its delimiter."""
+    tokens = list(tokens)
+    while tokens and tables.stripped[tokens[-1]] < 0:
+        tokens.pop()
+    if tokens:
+        tokens[-1] = int(tables.stripped[tokens[-1]])
+    return tokens
+
+
+def prm_examples(
+    solution: Solution, problem: Problem, tables: TokenTables, tokenizer
+) -> list[Example]:
+    """Training sequences of a solution: its text, and each discarded draft behind its own text.
+
+    Raises:
+      DataError: the problem is not one of arith, the others have no true step labels.
+    """
+    text = lambda tokens: tokenizer.decode(tokens).strip("\n")  # noqa: E731
+    encode = lambda step: tokenizer.encode(step, add_special_tokens=False)  # noqa: E731
+    wanted = [encode(step) for step in problem.solution.split(arith.DELIMITER)]
+    prompt = solution.request.prm_prompt
+    steps = [step.tokens for step in solution.steps]
+    right = arith.step_labels(problem, [text(step) for step in steps])
     learned = right.index(False) + 1 if False in right else len(right)
-    target[ends[:learned]] = right[:learned]
-    weight[ends[:learned]] = 1
-    return Example(tokens, target, weight)
+    bare = [bare_step(step, tables) for step in steps[:learned]]
+    examples = [_example(prompt, bare, right[:learned], wanted, tables.separator, 0)]
+    for i, step in enumerate(solution.steps[:learned]):
+        if step.draft is not None:
+            before = [text(tokens) for tokens in steps[:i]]
+            fits = arith.step_labels(problem, [*before, text(step.draft)])
+            branch = [*bare[:i], bare_step(step.draft, tables)]
+            examples.append(_example(prompt, branch, fits, wanted, tables.separator, i))
+    return examples
 
 
-def prm_loss(config: ModelConfig):
-    """Mean cross-entropy of (wrong, right) over the labelled steps of a batch."""
-    model = Qwen2(config)
+def _example(
+    prompt: Sequence[int], steps: Sequence[Sequence[int]], right: Sequence[bool],
+    wanted: Sequence[Sequence[int]], separator: int, learned_from: int,
+) -> Example:  # fmt: skip
+    """The PRM's stream of `steps`, with labels for the steps from `learned_from` on.
+
+    Args:
+      steps: bare tokens. right: their labels. wanted: the tokens of the reference steps.
+    """
+    tokens, target, weight = list(prompt), [0] * len(prompt), [0.0] * len(prompt)
+    for i, (step, good) in enumerate(zip(steps, right)):
+        labels, weights = [1] * len(step), [RIGHT] * len(step)
+        if not good:
+            known = wanted[i] if i < len(wanted) else ()
+            slip = next(
+                (j for j, token in enumerate(step) if j >= len(known) or token != known[j]),
+                len(step),
+            )
+            labels[slip:] = [0] * len(labels[slip:])
+            weights[slip:] = ([SLIP] + [AFTER] * len(step))[: len(step) - slip]
+        tokens += [*step, separator]
+        target += [*labels, int(good)]
+        weight += [*weights, 1.0] if i >= learned_from else [0.0] * (len(step) + 1)
+    return Example(
+        np.array(tokens, np.int32), np.array(target, np.int32), np.array(weight, np.float32)
+    )
+
+
+def prm_model(body: ModelConfig) -> ModelConfig:
+    """The PRM on top of a language model."""
+    return ModelConfig(**{**vars(body), "head": "prm", "layers": body.layers + NEW_LAYERS})
+
+
+def starting_params(
+    body: ModelConfig, params: dict, tables: TokenTables, tokens: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """What training starts from: {"body": the language model's, "judge": those of the new layers}.
+
+    Args:
+      params: of the language model. tokens: int [B, T], a sample of the PRM's streams.
+    """
+    embed = params["embed"].at[tables.separator].set(params["embed"][tables.delimiter])
+    params = {**params, "embed": embed}
+    fresh = init_params(prm_model(body), seed)
+    first, second = (f"layer_{body.layers + i}" for i in range(NEW_LAYERS))
+    # The new layers must speak as loudly as the body does to be heard beside it.
+    last = f"layer_{body.layers - 1}"
+    _, seen = Qwen2(body).apply(
+        {"params": params}, tokens, mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name == last,
+    )  # fmt: skip
+    residual = seen["intermediates"][last]["__call__"][0]
+    loudness = float(jnp.sqrt(jnp.mean(residual**2)))
+    key = jax.random.key(seed)
+    for number, name in enumerate((first, second)):
+        layer = dict(fresh[name])
+        for i, matrix in enumerate(("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")):
+            own = jax.random.fold_in(key, 10 * number + i)
+            scale = SPREAD * (loudness if matrix in ("wo", "w_down") else 1.0)
+            layer[matrix] = scale * jax.random.normal(own, layer[matrix].shape)
+        fresh[name] = layer
+    fresh[first] |= _look_back(body, pairs=range(4), distance=1, sharpness=8.7)
+    fresh[second] |= _look_back(body, pairs=range(3, 5), distance=0, sharpness=4.4)
+    scores = {name: fresh[name] * 3 for name in ("score_w1", "score_w2")}
+    names = (first, second, "norm_out", "score_b1", "score_b2")
+    return {"body": params, "judge": {name: fresh[name] for name in names} | scores}
+
+
+def _look_back(config: ModelConfig, pairs: range, distance: int, sharpness: float) -> dict:
+    """Biases with which every head looks `distance` tokens back.
+
+    A query and a key that are constant but for their rotation have a score that depends on their
+    distance d alone: sharpness * sum over the chosen rotary pairs of cos(rate * (d - distance)).
+    """
+    half = config.head_dim // 2
+    pair = np.arange(half)[[p for p in pairs if p < half]]
+    angle = config.rope_theta ** (-pair / half) * distance
+    size = np.sqrt(sharpness * np.sqrt(config.head_dim))
+    query, keys = np.zeros([2, half]), np.zeros([2, half])
+    query[:, pair] = size * np.stack([np.cos(angle), -np.sin(angle)])
+    keys[0, pair] = size
+    repeat = lambda x, heads: jnp.tile(jnp.asarray(x.reshape(-1), jnp.float32), (heads, 1))  # noqa: E731
+    return {"bq": repeat(query, config.heads), "bk": repeat(keys, config.kv_heads)}
+
+
+def prm_loss(body: ModelConfig):
+    """Cross-entropy of (wrong, right) over the labelled tokens, plus that of the right tokens.
+
+    The first trains the new layers alone, the second the body alone.
+    """
+    language, judge = Qwen2(body), Qwen2(prm_model(body))
+
+    def mean(logits, target, weight):
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        return (each * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
     def loss(params, batch):
-        logits, _ = model.apply({"params": params}, batch["tokens"])
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["target"])
-        return (each * batch["weight"]).sum() / jnp.maximum(batch["weight"].sum(), 1.0)
+        tokens, target, weight = batch["tokens"], batch["target"], batch["weight"]
+        right = ((target == 1) & (weight > 0)).at[:, 0].set(False)
+        expected, _ = language.apply({"params": params["body"]}, tokens)
+        next_token = mean(expected, jnp.roll(tokens, -1, axis=1), jnp.roll(right, -1, axis=1))
+        # The same numbers as in the line before, computed once: the compiler sees it.
+        logits, _ = judge.apply({"params": whole(jax.lax.stop_gradient(params["body"]), params)}, tokens)
+        return mean(logits, target, weight) + next_token
 
     return loss
+
+
+def whole(body: dict, params: dict) -> dict:
+    """The parameters of the PRM: the body's layers below the new ones."""
+    shared = {k: v for k, v in body.items() if k == "embed" or k.startswith("layer_")}
+    return shared | params["judge"]
