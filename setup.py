@@ -27,7 +27,7 @@ setup(
         "orbax-checkpoint>=0.11,<0.14",
         "transformers>=5.0,<6",
         "tokenizers>=0.22,<0.25",
-        "safetensors>=0.5,<1",
+        "safetensors>=0.8,<1",
         "ml_collections>=1.0,<2",
         "absl-py>=2.1,<3",
         "numpy>=2.0,<3",

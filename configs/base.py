@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     # Arithmetic of the models.
     config.engine.dtype = "float32"
     # Histories whose caches are in memory at once; sets the memory used.
-    config.engine.slots = 192
+    config.engine.slots = 384
     # Rows that one call of a model works on at most.
     config.engine.rows = 64
     # Problems between two writes; a killed run loses at most one chunk of work.

@@ -4,20 +4,24 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from trim_jax.engine.engine import Request, Solution, Step
 from trim_jax.engine.tokens import token_tables
 from trim_jax.errors import CheckpointError
-from trim_jax.models.qwen2 import ModelConfig, init_params
+from trim_jax.models.qwen2 import ModelConfig, init_params, rope_tables, rotate
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import load_problems
 from trim_jax.tasks.tokenizer import ARITH_TOKENIZER, load_tokenizer
 from trim_jax.train.batches import LengthBuckets
 from trim_jax.train.fit import FitConfig, fit
 from trim_jax.train.lm import lm_examples, lm_loss
-from trim_jax.train.prm import SLIP, prm_examples, prm_loss, prm_model, starting_params, whole
+from trim_jax.train.prm import (
+    SLIP, _look_back, body_loss, judge_loss, prm_examples, prm_model, starting_body,
+    starting_judge, whole,
+)  # fmt: skip
 
 MODEL = ModelConfig(vocab=512, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32)
 SETTINGS = FitConfig(
@@ -143,27 +147,38 @@ def test_the_prm_learns_up_to_the_first_wrong_step(tokenizer):
     assert (branch.weight[first + 1 :] > 0).all() and branch.target[-1] == 0
 
 
-def test_the_prm_trains_new_layers_on_top_of_a_body_that_learns_to_predict(tokenizer):
+def test_the_prm_is_new_layers_on_a_body_that_has_learned_to_predict(tokenizer):
     problem = load_problems("arith", "test", 1)[0]
     tables = token_tables(tokenizer, 512)
     solution = _solution(tokenizer, problem, problem.solution.split("\n\n"), {0: "Start 7."})
     examples = prm_examples(solution, problem, tables, tokenizer)
     batch = jax.device_put(LengthBuckets(examples, 2, seed=0, multiple=512).batch(0))
-    body = init_params(MODEL, 0)
-    params = starting_params(MODEL, body, tables, batch["tokens"], seed=0)
+    body = starting_body(init_params(MODEL, 0), tables)
+    np.testing.assert_array_equal(body["embed"][tables.separator], body["embed"][tables.delimiter])
+    # Only right tokens are learned from: without one there is nothing to predict.
     size = lambda tree: float(sum(np.abs(x).sum() for x in jax.tree.leaves(tree)))  # noqa: E731
-    loss = prm_loss(MODEL)
-    both = jax.grad(loss)(params, batch)
-    assert size(both["body"]) > 0 and size(both["judge"]) > 0
-    # Without a right token there is nothing to predict, and the labels do not move the body.
     wrong = batch | {"target": 0 * batch["target"]}
-    only = jax.grad(loss)(params, wrong)
-    assert size(only["body"]) == 0 < size(only["judge"])
-    # The exported model is the body with the new layers on top.
-    model = prm_model(MODEL)
-    exported, fresh = whole(params["body"], params), init_params(model, 0)
+    assert size(jax.grad(body_loss(MODEL))(body, wrong)) == 0
+    assert size(jax.grad(body_loss(MODEL))(body, batch)) > 0
+
+    judge = starting_judge(MODEL, body, batch["tokens"], seed=0)
+    grads = jax.grad(judge_loss(MODEL, body))(judge, batch)
+    assert all(np.abs(x).sum() > 0 for x in jax.tree.leaves(grads))
+    exported, fresh = whole(body, judge), init_params(prm_model(MODEL), 0)
     assert jax.tree.map(np.shape, exported) == jax.tree.map(np.shape, fresh)
     np.testing.assert_array_equal(exported["layer_0"]["wq"], body["layer_0"]["wq"])
-    np.testing.assert_array_equal(
-        exported["embed"][tables.separator], body["embed"][tables.delimiter]
-    )
+
+
+def test_the_first_new_layer_looks_at_the_token_before():
+    """Whatever the position, most of the attention of its biases goes one token back."""
+    bias = _look_back(dataclasses.replace(MODEL, head_dim=32), range(4), distance=1, sharpness=8.7)
+    config = dataclasses.replace(MODEL, head_dim=32)
+    cos, sin = rope_tables(jnp.arange(40)[None], config)
+    spread = lambda x, heads: jnp.broadcast_to(x[None, None], (1, 40, heads, 32))  # noqa: E731
+    q = rotate(spread(bias["bq"], config.heads), cos, sin)[0, :, 0]
+    k = rotate(spread(bias["bk"], config.kv_heads), cos, sin)[0, :, 0]
+    scores = np.array(q @ k.T * 32**-0.5)
+    for position in (5, 20, 39):
+        seen = np.exp(scores[position, : position + 1])
+        assert seen.argmax() == position - 1
+        assert seen[position - 1] > 0.8 * seen.sum()

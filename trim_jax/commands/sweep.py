@@ -68,7 +68,9 @@ def run(config: ConfigDict, dry_run: bool = False) -> Path | None:
     with ResultFolder.open_or_create(out, config, origin) as folder:
         if held_out:
             origin = {**provenance.collect(trio.folders, held_out), "parameters": api.parameters(trio)}
-            with ResultFolder.open_or_create(out / "validation", config, origin) as validation:
+            own = config.copy_and_resolve_references()
+            own.data.split, own.data.limit, own.seeds = "validation", len(held_out), VALIDATION_SEEDS
+            with ResultFolder.open_or_create(out / "validation", own, origin) as validation:
                 # The oracle needs no choice of a setting.
                 chosen = [i for i, policy in enumerate(policies) if policy.name != "oracle"]
                 work.solve(validation, held_out, VALIDATION_SEEDS, chosen, "validation")

@@ -6,6 +6,7 @@ model/ (a Hugging Face folder, ready for `config.trio`).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,7 +29,9 @@ from trim_jax.tasks.tokenizer import load_tokenizer
 from trim_jax.train.batches import Example, LengthBuckets
 from trim_jax.train.fit import FitConfig, fit
 from trim_jax.train.lm import lm_examples, lm_loss
-from trim_jax.train.prm import prm_examples, prm_loss, prm_model, starting_params, whole
+from trim_jax.train.prm import (
+    body_loss, judge_loss, prm_examples, prm_model, starting_body, starting_judge, whole,
+)  # fmt: skip
 
 
 def train_lm(config: ConfigDict) -> Path:
@@ -43,8 +46,13 @@ def train_lm(config: ConfigDict) -> Path:
     tokenizer = load_tokenizer(tokenizer_folder)
     model = ModelConfig(vocab=len(tokenizer), **config.model)
     examples = lm_examples(tokenizer, problems, data.instruction)
-    params = init_params(model, config.train.seed)
-    return _fit_and_export(config, model, params, lm_loss(model), examples, tokenizer_folder)
+    out, settings = Path(config.out), FitConfig(**config.train)
+    batches = LengthBuckets(examples, settings.rows, settings.seed)
+    print(f"{len(examples)} examples, {settings.steps / batches.batches_per_epoch:.2f} epochs")
+    params = fit(
+        lm_loss(model), init_params(model, settings.seed), batches, settings, out, out.name
+    )
+    return _export(out, model, params, tokenizer_folder)
 
 
 def train_prm(config: ConfigDict) -> Path:
@@ -56,12 +64,15 @@ def train_prm(config: ConfigDict) -> Path:
     body, params = load_model(large, "float32")
     trio = load_trio(config.trio.small, config.trio.large, without_prm=True)
     examples = _labelled_examples(config, trio)
-    sample = LengthBuckets(examples, config.train.rows, config.train.seed).batch(0)["tokens"]
-    params = starting_params(body, params, trio.tables, sample, config.train.seed)
-    finish = lambda trained: whole(trained["body"], trained)  # noqa: E731
-    return _fit_and_export(
-        config, prm_model(body), params, prm_loss(body), examples, large, finish
+    out, settings = Path(config.out), FitConfig(**config.train)
+    batches = LengthBuckets(examples, settings.rows, settings.seed)
+    adapt = dataclasses.replace(settings, **config.adapt)
+    params = fit(
+        body_loss(body), starting_body(params, trio.tables), batches, adapt, out / "body", "body"
     )
+    judge = starting_judge(body, params, batches.batch(0)["tokens"], settings.seed)
+    judge = fit(judge_loss(body, params), judge, batches, settings, out, out.name)
+    return _export(out, prm_model(body), whole(params, judge), large)
 
 
 def _labelled_examples(config: ConfigDict, trio: Trio) -> list[Example]:
@@ -94,22 +105,14 @@ def _labelled_examples(config: ConfigDict, trio: Trio) -> list[Example]:
     return examples
 
 
-def _fit_and_export(
-    config, model, params, loss, examples, tokenizer_folder: Path, finish=lambda params: params
-) -> Path:
-    """Train and export; `finish` makes the model's parameters of the trained ones."""
-    settings = FitConfig(**config.train)
-    out = Path(config.out)
-    batches = LengthBuckets(examples, settings.rows, settings.seed)
-    size = sum(x.size for x in jax.tree.leaves(finish(params)))
-    print(f"{size / 1e6:.2f} M parameters, {len(examples)} examples, "
-          f"{settings.steps / batches.batches_per_epoch:.2f} epochs")
-    params = finish(fit(loss, params, batches, settings, out, out.name))
+def _export(out: Path, model: ModelConfig, params, tokenizer_folder: Path) -> Path:
+    """Draw the curve and write the model folder."""
     _draw_curve(out)
     tokenizer = load_tokenizer(tokenizer_folder)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     save_model(out / "model", model, params, tokenizer_folder, extra=ids)
-    print(f"exported to {out / 'model'}")
+    size = sum(x.size for x in jax.tree.leaves(params))
+    print(f"{size / 1e6:.2f} M parameters, exported to {out / 'model'}")
     return out / "model"
 
 

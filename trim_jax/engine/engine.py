@@ -22,6 +22,7 @@ from trim_jax.engine.tokens import TokenTables
 from trim_jax.errors import ConfigError, DataError
 from trim_jax.models.qwen2 import ModelConfig
 from trim_jax.policies.base import Policy
+from trim_jax.sharding import DATA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class EngineConfig:
     `slots`, `rows` and `tail_rows` are per shard of the data axis.
     """
 
-    slots: int = 192
+    slots: int = 384
     rows: int = 64
     tail_rows: int = 16
     max_context: int = 384
@@ -139,10 +140,11 @@ class Engine:
         """
         c = config
         prm_context = c.max_context + c.max_steps + prm_extra
-        self.params, self.mesh, self.shards = params, mesh, mesh.shape["data"] if mesh else 1
+        self.params, self.mesh, self.shards = params, mesh, mesh.shape[DATA] if mesh else 1
         # Halves of the context: a call reads less than twice the slots that its longest row fills.
         halvings = range(max(1, int(math.log2(c.max_context / 192))), 0, -1)
         sizes = tuple(math.ceil(c.max_context / 2**k / 32) * 32 for k in halvings)
+        forks = any(hi - lo > 1 for policy in policies for lo, hi in policy.shared())
         self.loop = LoopConfig(
             models=models,
             policies=tuple(policies),
@@ -160,7 +162,7 @@ class Engine:
             past_sizes=sizes,
             queue=c.slots,
             out=3 * c.slots,
-            fork_reserve=c.slots // 4 if c.slots >= 4 else 0,
+            fork_reserve=c.slots // 4 if forks else 0,
         )
         self.executed = np.zeros([len(loop.WORK), 3], np.int64)
         self.ticks = 0
@@ -171,8 +173,8 @@ class Engine:
         init = functools.partial(loop.initial_carry, self.loop)
         run = functools.partial(loop.run, self.loop, max_ticks=48)
         if self.mesh is not None:
-            rows, none = PartitionSpec("data"), PartitionSpec()
-            wrap = functools.partial(jax.shard_map, mesh=self.mesh, axis_names={"data"}, check_vma=False)
+            rows, none = PartitionSpec(DATA), PartitionSpec()
+            wrap = functools.partial(jax.shard_map, mesh=self.mesh, axis_names={DATA}, check_vma=False)
             init = wrap(init, in_specs=(), out_specs=rows)
             run = wrap(run, in_specs=(none, rows), out_specs=rows)
         return jax.jit(init), jax.jit(run, donate_argnums=1)
@@ -239,7 +241,7 @@ class Engine:
     def _place(self, tree: Any) -> Any:
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("data")))
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(DATA)))
 
     def _item(self, request: Request, number: int) -> Rows:
         row = jax.tree.map(lambda x: np.array(x[0]), self.loop.blank(1))

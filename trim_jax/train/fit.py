@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from trim_jax.errors import CheckpointError
+from trim_jax.results import atomic_write
 from trim_jax.train.batches import LengthBuckets
 
 Loss = Callable[[Any, dict[str, jax.Array]], jax.Array]
@@ -120,8 +121,7 @@ def fit(
                 rate = tokens / (time.perf_counter() - begun)
                 bar.set_postfix_str(f"loss {mean:.4f}, {rate / 1e3:.1f}k tok/s")
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                (folder / "loss.json.tmp").write_text(json.dumps(curve))
-                (folder / "loss.json.tmp").replace(folder / "loss.json")
+                atomic_write(folder / "loss.json", [json.dumps(curve).encode()])
                 manager.save(step + 1, args=ocp.args.StandardSave(state))
         manager.wait_until_finished()
     return state["params"]

@@ -9,15 +9,14 @@ and those drafts behind the text they were written for.
 The PRM is the large model's body with two more layers. To see a slip, a position must compare its
 token with what the body expected there, and the body expects it one position earlier. So the first
 new layer starts out looking at the token before, the second one over the last dozen tokens, to
-gather what was found; every token is labelled, not only the ends of steps; and the body goes on
-learning to predict, now in the PRM's stream, where `<extra_0>` stands for the blank line. The new
-layers learn on top of it and leave it alone.
+gather what was found; and every token is labelled, not only the ends of steps. First, though, the
+body learns to predict in the PRM's stream, where `<extra_0>` stands for the blank line that it
+knows; then it stays as it is, and the new layers learn on top of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,16 +106,18 @@ def prm_model(body: ModelConfig) -> ModelConfig:
     return ModelConfig(**{**vars(body), "head": "prm", "layers": body.layers + NEW_LAYERS})
 
 
-def starting_params(
-    body: ModelConfig, params: dict, tables: TokenTables, tokens: np.ndarray, seed: int
-) -> dict[str, Any]:
-    """What training starts from: {"body": the language model's, "judge": those of the new layers}.
+def starting_body(params: dict, tables: TokenTables) -> dict:
+    """A language model's parameters, with `<extra_0>` read as its blank line."""
+    embed = params["embed"].at[tables.separator].set(params["embed"][tables.delimiter])
+    return {**params, "embed": embed}
+
+
+def starting_judge(body: ModelConfig, params: dict, tokens: np.ndarray, seed: int) -> dict:
+    """The parameters of the new layers and the head, before they have learned.
 
     Args:
-      params: of the language model. tokens: int [B, T], a sample of the PRM's streams.
+      params: of the body. tokens: int [B, T], a sample of the PRM's streams.
     """
-    embed = params["embed"].at[tables.separator].set(params["embed"][tables.delimiter])
-    params = {**params, "embed": embed}
     fresh = init_params(prm_model(body), seed)
     first, second = (f"layer_{body.layers + i}" for i in range(NEW_LAYERS))
     # The new layers must speak as loudly as the body does to be heard beside it.
@@ -139,7 +140,7 @@ def starting_params(
     fresh[second] |= _look_back(body, pairs=range(3, 5), distance=0, sharpness=4.4)
     scores = {name: fresh[name] * 3 for name in ("score_w1", "score_w2")}
     names = (first, second, "norm_out", "score_b1", "score_b2")
-    return {"body": params, "judge": {name: fresh[name] for name in names} | scores}
+    return {name: fresh[name] for name in names} | scores
 
 
 def _look_back(config: ModelConfig, pairs: range, distance: int, sharpness: float) -> dict:
@@ -159,30 +160,35 @@ def _look_back(config: ModelConfig, pairs: range, distance: int, sharpness: floa
     return {"bq": repeat(query, config.heads), "bk": repeat(keys, config.kv_heads)}
 
 
-def prm_loss(body: ModelConfig):
-    """Cross-entropy of (wrong, right) over the labelled tokens, plus that of the right tokens.
+def _mean(logits: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    return (each * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
-    The first trains the new layers alone, the second the body alone.
-    """
-    language, judge = Qwen2(body), Qwen2(prm_model(body))
 
-    def mean(logits, target, weight):
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        return (each * weight).sum() / jnp.maximum(weight.sum(), 1.0)
+def body_loss(body: ModelConfig):
+    """Mean cross-entropy of the next token in the PRM's stream, where that token is right."""
+    model = Qwen2(body)
 
     def loss(params, batch):
-        tokens, target, weight = batch["tokens"], batch["target"], batch["weight"]
-        right = ((target == 1) & (weight > 0)).at[:, 0].set(False)
-        expected, _ = language.apply({"params": params["body"]}, tokens)
-        next_token = mean(expected, jnp.roll(tokens, -1, axis=1), jnp.roll(right, -1, axis=1))
-        # The same numbers as in the line before, computed once: the compiler sees it.
-        logits, _ = judge.apply({"params": whole(jax.lax.stop_gradient(params["body"]), params)}, tokens)
-        return mean(logits, target, weight) + next_token
+        right = ((batch["target"] == 1) & (batch["weight"] > 0)).astype(jnp.float32)
+        logits, _ = model.apply({"params": params}, batch["tokens"][:, :-1])
+        return _mean(logits, batch["tokens"][:, 1:], right[:, 1:])
 
     return loss
 
 
-def whole(body: dict, params: dict) -> dict:
+def judge_loss(body: ModelConfig, body_params: dict):
+    """Mean cross-entropy of (wrong, right) over the labelled tokens, for the new layers' parameters."""
+    model = Qwen2(prm_model(body))
+
+    def loss(params, batch):
+        logits, _ = model.apply({"params": whole(body_params, params)}, batch["tokens"])
+        return _mean(logits, batch["target"], batch["weight"])
+
+    return loss
+
+
+def whole(body: dict, judge: dict) -> dict:
     """The parameters of the PRM: the body's layers below the new ones."""
     shared = {k: v for k, v in body.items() if k == "embed" or k.startswith("layer_")}
-    return shared | params["judge"]
+    return shared | judge
