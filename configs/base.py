@@ -82,11 +82,11 @@ def get_config() -> ConfigDict:
     # Thresholds of thr. All of them come from one pass.
     config.sweep.thresholds = tuple(round(0.05 * i, 2) for i in range(21))
     # Probabilities of the random policy.
-    config.sweep.random = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+    config.sweep.random = (0.1, 0.25, 0.5, 0.75, 1.0)
     # Also run the oracle, which sees whether a step is right: an upper bound, only on arith.
     config.sweep.oracle = True
     # Problems of the validation split on which the headline setting is chosen; 0 for none.
-    config.sweep.validation = 250
+    config.sweep.validation = 150
     # Resamples of the bootstrap over problems, for the intervals.
     config.sweep.bootstrap = 2000
     return config
