@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     # Arithmetic of the models.
     config.engine.dtype = "float32"
     # Histories whose caches are in memory at once; sets the memory used.
-    config.engine.slots = 384
+    config.engine.slots = 512
     # Rows that one call of a model works on at most.
     config.engine.rows = 64
     # Problems between two writes; a killed run loses at most one chunk of work.
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     # Also run the oracle, which sees whether a step is right: an upper bound, only on arith.
     config.sweep.oracle = True
     # Problems of the validation split on which the headline setting is chosen; 0 for none.
-    config.sweep.validation = 150
+    config.sweep.validation = 100
     # Resamples of the bootstrap over problems, for the intervals.
     config.sweep.bootstrap = 2000
     return config

@@ -24,13 +24,13 @@ def get_config() -> ConfigDict:
     # Batch sizes: rows a model call works on. Each is run with as many solutions in flight, and
     # with three times as many.
     config.bench.batches = (64, 8)
-    # Problems of a run, in batches: at batch 64, 6 are 384 problems.
-    config.bench.rounds = 6
+    # Problems of a run, in batches: at batch 64, 3 are 192 problems.
+    config.bench.rounds = 3
     # Interleaved repeats of each program.
     config.bench.repeats = 5
     # The large model rewrites a step whose score is below this; chosen on validation so that it
     # writes 20 to 30 % of the steps of the shipped trio.
-    config.bench.threshold = 0.5
+    config.bench.threshold = 0.85
     # Also time the main job, the whole of `trim-jax sweep`, in a process of its own.
     config.bench.main_job = False
     return config

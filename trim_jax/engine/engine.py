@@ -200,6 +200,7 @@ class Engine:
         pending: collections.deque[Rows] = collections.deque()
         queues: list[list[Rows]] = [[] for _ in range(self.shards)]
         exhausted = False
+        finished: list[Rows] = []
         carry = self._carry if self._carry is not None else self._init()
         self._carry = None  # donated below; a run that raises starts afresh
         while True:
@@ -218,13 +219,21 @@ class Engine:
             if not any(queues) and not (np.asarray(carry.rows.phase) != R.FREE).any():
                 break
             carry = self._call(carry, queues, more=bool(pending) or not exhausted)
+            # The devices are at work: time to hand over what was finished before.
+            for record in finished:
+                yield self._solution(record, numbered[int(record.item)])
             for queue, head in zip(queues, np.asarray(carry.head)):
                 del queue[: int(head)]
+            self.executed += np.asarray(carry.work, np.int64).sum(axis=0)
+            self.ticks += int(np.asarray(carry.ticks).max())
+            finished = []
             for record in self._records(carry):
                 if record.spilled:
                     pending.appendleft(self._revived(record))
                 else:
-                    yield self._solution(record, numbered[int(record.item)])
+                    finished.append(record)
+        for record in finished:
+            yield self._solution(record, numbered[int(record.item)])
         self._carry = carry
 
     def _call(self, carry: Carry, queues: list[list[Rows]], more: bool) -> Carry:
@@ -233,10 +242,7 @@ class Engine:
         queue = jax.tree.map(lambda *xs: np.stack(xs), *[row for q in filled for row in q])
         tail = np.array([len(q) for q in queues], np.int32)
         carry = loop.host_carry(carry, *self._place((queue, tail, np.full(self.shards, more))))
-        carry = self._run(self.params, carry)
-        self.executed += np.asarray(carry.work, np.int64).sum(axis=0)
-        self.ticks += int(np.asarray(carry.ticks).max())
-        return carry
+        return self._run(self.params, carry)
 
     def _place(self, tree: Any) -> Any:
         if self.mesh is None:

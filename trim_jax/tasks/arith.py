@@ -1,10 +1,10 @@
 """The benchmark `arith`: multi-step arithmetic word problems with a checked written solution.
 
 A problem is a chain: a start value, then operations on one running quantity (`arith_text` words
-it).  Running values stay within 2..999.  Kinds of steps, from easy to hard: `start` (copy), `add`
-and `sub` of a number below 100 (routine), `times` 2..9 of a two-digit value (medium), `product` of
-two two-digit numbers and `divide` by 2..9 (hard), `answer` (copy).  A solution has 4..12 steps in
-the normal splits and 13 in `hard`; a product takes two of them (the product, and adding it).
+it).  Running values stay within 2..999.  Kinds of steps, by the work written out: `start` (copy),
+`add` and `sub` of a number below 100, `times` 2..9 of a two-digit value, `product` of two two-digit
+numbers and `divide` by 2..9, `answer` (copy).  A solution has 4..12 steps in the normal splits and
+13 in `hard`; a product takes two of them (the product, and adding it).
 
 **Level.**  points = add, sub: 1 each (the addition that follows a product too), times: 2,
 product: 4, divide: 4; level = 1 + the number of `LEVEL_POINTS` that the points reach.
