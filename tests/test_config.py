@@ -76,7 +76,7 @@ def test_the_last_of_two_overrides_wins():
     ("--config.seed=1", ["did you mean --config.seeds"]),
     ("--config.sampling=0.4", ["section", "sampling.temperature", "sampling.top_p"]),
     ("--config.policy.threshold=high", ["policy.threshold=high", "a number", "0.5", "rewrites"]),
-    ("--config.engine.slots=1.5", ["engine.slots=1.5", "a whole number", "256", "memory"]),
+    ("--config.engine.slots=1.5", ["engine.slots=1.5", "a whole number", "512", "memory"]),
     ("--config.data.limit=all", ["a whole number, or none", "Only the first"]),
     ("--config.seeds=1,x", ["whole numbers separated by commas", "0,1,2"]),
     ("--config.sweep.oracle=maybe", ["true or false"]),
@@ -175,7 +175,10 @@ def test_every_field_of_every_config_has_a_comment_and_every_bound_a_field(name)
 
 def test_every_bound_in_base_belongs_to_a_field():
     base = sys.modules["trim_jax.configs.base"]
-    fields = flatten(base.get_config())
+    whole = base.get_config()
+    base.add_training(whole)
+    base.add_language_model(whole)
+    fields = flatten(whole)
     assert {*base.RANGES, *base.CHOICES} <= fields.keys()
     assert "policy.threshold" in base.RANGES
 
