@@ -67,7 +67,7 @@ def test_caches_are_updated_in_place():
     """No program of the loop copies a whole cache: that costs more than the work itself."""
     engine = shared_engine()
     carry = jax.eval_shape(engine._init)
-    program = engine._run.lower(engine.params, carry).compile().as_text()
+    program = engine._run.lower(engine.params, engine._weights, carry).compile().as_text()
     for cache in jax.tree.leaves(carry.kv):
         shape = f"= f32[{','.join(map(str, cache.shape))}]"
         lines = [line for line in program.splitlines() if shape in line]

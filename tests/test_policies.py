@@ -21,6 +21,7 @@ def observe(rows=1, **fields):
         scores=jnp.full([rows, 4], jnp.nan), writers=jnp.zeros([rows, 4], jnp.int32),
         last=full(False, bool), uniform=full(0.5, jnp.float32), right=full(False, bool),
         prefix_right=full(False, bool), large_tokens=full(0, jnp.int32),
+        min_score=full(1, jnp.float32), prod_score=full(1, jnp.float32),
     )  # fmt: skip
     return base.Observation(**(defaults | {k: jnp.asarray(v) for k, v in fields.items()}))
 

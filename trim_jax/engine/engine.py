@@ -166,6 +166,7 @@ class Engine:
         )
         self.executed = np.zeros([len(loop.WORK), 3], np.int64)
         self.ticks = 0
+        self._weights = tuple(policy.weights for policy in policies)
         self._carry: Carry | None = None
         self._init, self._run = self._compile()
 
@@ -176,8 +177,19 @@ class Engine:
             rows, none = PartitionSpec(DATA), PartitionSpec()
             wrap = functools.partial(jax.shard_map, mesh=self.mesh, axis_names={DATA}, check_vma=False)
             init = wrap(init, in_specs=(), out_specs=rows)
-            run = wrap(run, in_specs=(none, rows), out_specs=rows)
-        return jax.jit(init), jax.jit(run, donate_argnums=1)
+            run = wrap(run, in_specs=(none, none, rows), out_specs=rows)
+        return jax.jit(init), jax.jit(run, donate_argnums=2)
+
+    def load_weights(self, policy: int, weights: Any) -> None:
+        """Give a policy other weights, of the same shapes, for the runs that follow.
+
+        Raises:
+          ValueError: they are not of the shapes that this policy has.
+        """
+        shapes = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
+        if shapes(weights) != shapes(self._weights[policy]):
+            raise ValueError(f"weights of policy {self.loop.policies[policy].name}: other shapes")
+        self._weights = (*self._weights[:policy], weights, *self._weights[policy + 1 :])
 
     def check(self, request: Request) -> None:
         """Raise DataError where the prompt leaves no room for a solution."""
@@ -242,7 +254,7 @@ class Engine:
         queue = jax.tree.map(lambda *xs: np.stack(xs), *[row for q in filled for row in q])
         tail = np.array([len(q) for q in queues], np.int32)
         carry = loop.host_carry(carry, *self._place((queue, tail, np.full(self.shards, more))))
-        return self._run(self.params, carry)
+        return self._run(self.params, self._weights, carry)
 
     def _place(self, tree: Any) -> Any:
         if self.mesh is None:

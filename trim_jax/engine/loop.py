@@ -132,8 +132,17 @@ def initial_carry(config: LoopConfig) -> Carry:
     )  # fmt: skip
 
 
-def run(config: LoopConfig, params: tuple[Any, Any, Any], carry: Carry, max_ticks: int) -> Carry:
-    """Work until the host is needed: queue dry with more to come, `out` nearly full, or all done."""
+def run(
+    config: LoopConfig, params: tuple[Any, Any, Any], weights: tuple, carry: Carry, max_ticks: int
+) -> Carry:
+    """Work until the host is needed: queue dry with more to come, `out` nearly full, or all done.
+
+    `weights` are those of each policy, which take the place of the ones in `config`.
+    """
+    learned = zip(config.policies, weights)
+    config = dataclasses.replace(
+        config, policies=tuple(dataclasses.replace(p, weights=w) for p, w in learned)
+    )
     carry = carry.replace(
         head=jnp.zeros_like(carry.head), n_out=jnp.zeros_like(carry.n_out),
         work=jnp.zeros_like(carry.work), ticks=jnp.zeros_like(carry.ticks),

@@ -263,4 +263,6 @@ class Reference:
             right=one(text == reference[: len(text)] and not stops_short, bool),
             prefix_right=one(work.text == reference[: len(work.text)], bool),
             large_tokens=one(work.ledger[R.LARGE, R.KEPT], jnp.int32),
+            min_score=one(np.nanmin([1.0, *scores]), jnp.float32),
+            prod_score=one(np.nanprod(scores), jnp.float32),
         )

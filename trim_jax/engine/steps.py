@@ -47,18 +47,22 @@ def observe(rows: Rows) -> base.Observation:
         right = (agree >= rows.n_text) & (over | ~rows.ended)
     else:
         right = prefix_right = jnp.zeros_like(rows.ended)
+    scores = jnp.where(steps < rows.t[:, None], rows.score, jnp.nan)
+    known = jnp.where(jnp.isnan(scores), 1.0, scores)
     last = rows.ended | (rows.boxed_state == len(BOXED)) | (rows.t + 1 == len(steps))
     return base.Observation(
         t=rows.t,
         draft_tokens=rows.draft_n - rows.newlines,
         draft_score=take_at(rows.draft_score, rows.t),
-        scores=jnp.where(steps < rows.t[:, None], rows.score, jnp.nan),
+        scores=scores,
         writers=rows.writer,
         last=last | (rows.n_text >= S),
         uniform=uniform(fold(fold(rows.key, jnp.uint32(POLICY_STREAM)), rows.t)),
         right=right,
         prefix_right=prefix_right,
         large_tokens=rows.ledger[:, R.LARGE, R.KEPT],
+        min_score=known.min(axis=1),
+        prod_score=known.prod(axis=1),
     )
 
 

@@ -1,6 +1,6 @@
 """The interface between the routed loop and a policy.
 
-A policy is a frozen dataclass of static settings. Its methods are pure, run inside the jitted loop
+A policy is a frozen dataclass of static settings and, where it learns, of weights. Its methods are pure, run inside the jitted loop
 and are vectorised over rows: every array has a leading axis B. It is asked twice a step:
 
   plan     before a step is written: does the small model draft it, is the draft to be scored,
@@ -44,6 +44,8 @@ class Observation:
         label, for upper bounds only; False where the run carries no references.
       prefix_right: bool [B], likewise without the draft.
       large_tokens: int32 [B], tokens the large model has decoded for this solution so far.
+      min_score, prod_score: float32 [B], minimum and product of `scores`; 1 at the first step, and
+        over steps that were not scored.
     """
 
     t: jax.Array
@@ -56,6 +58,8 @@ class Observation:
     right: jax.Array
     prefix_right: jax.Array
     large_tokens: jax.Array
+    min_score: jax.Array
+    prod_score: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +68,15 @@ class Policy:
 
     Attributes:
       settings: values of the policy's dial, ascending; (0.0,) where it has none.
+      weights: learned parameters, a pytree of arrays, or None. They are traced, not static: other
+        weights of the same shapes never recompile the loop (`Engine.load_weights`).
       name: under which results are stored.
       parameter: letter of the dial, for figures; "" where it has none.
       needs_reference: `decide` reads `Observation.right`.
     """
 
     settings: tuple[float, ...] = (0.0,)
+    weights: Any = dataclasses.field(default=None, compare=False, repr=False)
     name: ClassVar[str] = "policy"
     parameter: ClassVar[str] = ""
     needs_reference: ClassVar[bool] = False
