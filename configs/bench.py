@@ -22,10 +22,10 @@ def get_config() -> ConfigDict:
     # What is measured.
     config.bench = ConfigDict()
     # Batch sizes: rows a model call works on. Each is run with as many solutions in flight, and
-    # with three times as many.
+    # with eight times as many.
     config.bench.batches = (64, 8)
-    # Problems of a run, in batches: at batch 64, 3 are 192 problems.
-    config.bench.rounds = 3
+    # Problems of a run, in batches: at batch 64, 16 are 1,024 problems.
+    config.bench.rounds = 16
     # Interleaved repeats of each program.
     config.bench.repeats = 5
     # The large model rewrites a step whose score is below this. At the default it writes 22 % of

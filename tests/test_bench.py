@@ -136,12 +136,12 @@ def test_bench_end_to_end(arith_folders, capsys):
     assert json.loads((arith_folders / "out" / "bench.json").read_text()).keys() == result.keys()
     (measured,) = result["throughput"]
     assert measured["compilations"] == 0
-    programs = {"trim_jax, 6 in flight", "trim_jax, 2 in flight"}
+    programs = {"trim_jax, 16 in flight", "trim_jax, 2 in flight"}
     if importlib.util.find_spec("torch") is not None:
         programs.add(throughput.TORCH)
-        ours = measured["programs"]["trim_jax, 6 in flight"]["problems_per_second"]
+        ours = measured["programs"]["trim_jax, 16 in flight"]["problems_per_second"]
         theirs = measured["programs"][throughput.TORCH]["problems_per_second"]
-        assert measured["ratio"]["trim_jax, 6 in flight"] == pytest.approx(ours / theirs)
+        assert measured["ratio"]["trim_jax, 16 in flight"] == pytest.approx(ours / theirs)
     assert measured["programs"].keys() == programs
     assert all(len(entry["seconds"]) == 2 for entry in measured["programs"].values())
     assert 0 < measured["floor"]["share"] < 1

@@ -25,8 +25,7 @@ def params_of(config):
 
 @functools.partial(jax.jit, static_argnames=("config", "past_length"))
 def extend_rows(config, params, kv, index, length, tokens, n_new, past_length):
-    packed = tokens.size  # an extend reads the past in blocks, whatever its length
-    return extend(Qwen2(config), params, kv, index, length, tokens, n_new, packed)
+    return extend(Qwen2(config), params, kv, index, length, tokens, n_new)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "past_length"))

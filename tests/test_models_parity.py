@@ -11,7 +11,7 @@ import pytest
 from tiny_models import lively
 
 from trim_jax.models import hf
-from trim_jax.models.qwen2 import KV, ModelConfig, Qwen2, empty_kv, packing
+from trim_jax.models.qwen2 import KV, ModelConfig, Qwen2, empty_kv
 
 TOLERANCE = 1e-4  # against transformers
 ROUNDING = 3e-5  # between two of our own orders of summation, at logits of up to about 5
@@ -30,11 +30,11 @@ SHAPES = {
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="block")
 def forward(
-    config, params, tokens, past=None, past_length=None, side=None, side_length=0, pack=None,
-    block=None, read_at=None,
+    config, params, tokens, past=None, past_length=None, side=None, side_length=0, block=None,
+    past_rows=None, read_at=None,
 ):  # fmt: skip
     """Logits, and keys and values of `tokens`; compiled once a shape."""
-    inputs = tokens, past, past_length, side, side_length, pack, block, read_at
+    inputs = tokens, past, past_length, side, side_length, block, past_rows, read_at
     return Qwen2(config).apply({"params": params}, *inputs)
 
 
@@ -307,30 +307,31 @@ def test_side_buffer_at_ragged_offsets():
 
 
 @pytest.mark.parametrize("head", ["lm", "prm"])
-def test_packed_tokens_and_blocks_of_the_past_change_nothing(head):
-    """Padding left out of the products, and a past read block by block, whatever its length."""
+def test_blocks_of_the_past_change_nothing(head):
+    """A past read block by block, whatever its length, in place or out of other rows of a cache."""
     config = dataclasses.replace(SHAPES["untied-4kv-theta-eps"], head=head)
     params, rng = lively(config), np.random.default_rng(1)
     cache = Cache(config, params, rows=5, size=20)
     cache.extend(rng.integers(0, config.vocab, (5, 19)), np.array([19, 0, 8, 9, 1]))
     tokens, length = jnp.asarray(rng.integers(0, config.vocab, (5, 6))), jnp.asarray(cache.length)
-    n_new = np.array([1, 6, 0, 5, 3])
     want, want_kv = forward(config, params, tokens, cache.kv, length)
     at = jnp.array([[0], [5], [0], [2], [1]])
+    rows = jnp.array([3, 0, 4])
     near = functools.partial(np.testing.assert_allclose, rtol=0, atol=ROUNDING)
-    for block, size in ((None, 15), (8, None), (8, 21), (64, 15)):  # 20 is no multiple of 8
-        pack = None if size is None else packing(jnp.asarray(n_new), 6, size)
-        inputs = dict(pack=pack, block=block)
+    for block in (8, 64):  # 20 is no multiple of 8
+        inputs = dict(block=block)
         logits, kv = forward(config, params, tokens, cache.kv, length, **inputs)
         some, _ = forward(config, params, tokens, cache.kv, length, **inputs, read_at=at)
-        for row, n in enumerate(n_new):
-            near(logits[row, :n], want[row, :n])
-            if n:
-                near(some[row, 0], want[row, at[row, 0]])
-            for ours, theirs in zip(kv.k, want_kv.k):
-                near(ours[row, :, :, :n], theirs[row, :, :, :n])
-            for ours, theirs in zip(kv.v, want_kv.v):
-                near(ours[row, :, :n], theirs[row, :, :n])
+        moved, moved_kv = forward(
+            config, params, tokens[rows], cache.kv, length[rows], **inputs, past_rows=rows
+        )
+        near(logits, want)
+        near(some, jnp.take_along_axis(want, at[..., None], axis=1))
+        near(moved, want[rows])
+        for ours, theirs in zip(jax.tree.leaves(kv), jax.tree.leaves(want_kv)):
+            near(ours, theirs)
+        for ours, theirs in zip(jax.tree.leaves(moved_kv), jax.tree.leaves(want_kv)):
+            near(ours, theirs[rows])
 
 
 def test_read_at_gives_the_logits_of_those_positions():

@@ -91,12 +91,11 @@ class _Call:
         model = trio.models[which]
         decoding = kind in (loop.DECODE_SMALL, loop.DECODE_LARGE)
         chunk = size.decode_chunk if decoding else size.extend_chunk
-        each = chunk if decoding else chunk // 2  # an extend makes products for half of its slots
-        self.tokens = rows * each
+        self.tokens = rows * chunk
         self.params = trio.params[which]
         tile = Tile(rows, -(-past // ROUNDING) * ROUNDING)
         context = tile.past + chunk + 1  # decoding must not meet the end of the context
-        self.rows = _rows_at(rows, past, 0 if decoding else each, context, config, trio)
+        self.rows = _rows_at(rows, past, 0 if decoding else chunk, context, config, trio)
         everyone = jnp.ones([rows], bool)
         act = {
             loop.SCORE: lambda p, kv, r: work.score(

@@ -29,6 +29,8 @@ from trim_jax.tasks.data import Problem
 from trim_jax.tasks.grading import extract_boxed, grade_many
 
 TORCH = "transformers"
+# Solutions in flight, in batches: at batch 64, the 512 that are the default of a sweep.
+IN_FLIGHT = 8
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 
@@ -97,7 +99,7 @@ def measure(
       while timing, "floor": see `floor.account`}, JSON-able.
     """
     engines = {
-        _name(slots): make_engine(config, trio, batch, slots) for slots in (3 * batch, batch)
+        _name(slots): make_engine(config, trio, batch, slots) for slots in (IN_FLIGHT * batch, batch)
     }
     programs: dict[str, Callable[[list[Request]], Run]] = {
         name: lambda asked, engine=engine: _run_engine(engine, asked)
@@ -123,7 +125,7 @@ def measure(
             rates.measure()
     figures = {name: _figures(done, problems, trio) for name, done in runs.items()}
     speed = {name: entry["problems_per_second"] for name, entry in figures.items()}
-    ours = min(runs[_name(3 * batch)], key=lambda run: run.seconds)
+    ours = min(runs[_name(IN_FLIGHT * batch)], key=lambda run: run.seconds)
     return {
         "batch": batch,
         "problems": len(problems),

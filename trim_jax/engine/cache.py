@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trim_jax.models.qwen2 import KV, Qwen2, packing
+from trim_jax.models.qwen2 import KV, Qwen2
 
 
 BLOCK = 64  # slots that an extend reads of the past at a time
@@ -74,7 +74,6 @@ def extend(
     length: jax.Array,
     tokens: jax.Array,
     n_new: jax.Array,
-    packed: int | None = None,
     read_at: jax.Array | None = None,
 ) -> tuple[jax.Array, KV]:
     """Append `n_new` tokens to rows `index` at their ragged offsets.
@@ -83,16 +82,13 @@ def extend(
       model, params: the model. kv: its caches. index: int32 [R] slots, None for all.
       length: int32 [R], real slots of those rows.
       tokens: int32 [R, T]; the first n_new [R] of each row are real.
-      packed: at least the sum of `n_new`; so many tokens are worked on. None: all R * T.
       read_at: see `Qwen2.__call__`.
 
     Returns:
       logits of the chunk and the caches with the new keys and values in place.
     """
-    pack = None if packed is None else packing(n_new, tokens.shape[1], packed)
-    past = view(kv, index, kv.v[0].shape[2])
     logits, new = model.apply(
-        {"params": params}, tokens, past, length, pack=pack, block=BLOCK, read_at=read_at
+        {"params": params}, tokens, kv, length, block=BLOCK, past_rows=index, read_at=read_at
     )
     # What is written depends on all that was read. Without this the compiler is free to write a
     # layer's new keys before it reads the past of that layer, and copies all caches to be safe.

@@ -39,7 +39,7 @@ class EngineConfig:
     max_steps: int = 30
     max_step_tokens: int = 64
     decode_chunk: int = 16
-    extend_chunk: int = 32
+    extend_chunk: int = 16
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

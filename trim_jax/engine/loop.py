@@ -41,7 +41,8 @@ class LoopConfig:
       tables: token tables of the shared vocabulary.
       sampling: how tokens are drawn.
       slots: rows in flight. rows: rows a model call works on (at most `slots`; equal: masking, no
-        gather). tail_rows: the smaller batch used when few rows wait.
+        gather). tail_rows: the smallest batch that calls are compiled for; when few rows wait, they
+        run in this one or in the smallest of its doublings that holds them.
       context: S. prm_context: P. max_steps: M. max_step_tokens: a step is cut there.
       decode_chunk: tokens a decode call writes at most. extend_chunk: tokens an extend call reads.
       past_sizes: numbers of cache slots below S that decoding full batches is compiled for,
@@ -168,27 +169,32 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     carry = carry.replace(ticks=carry.ticks + 1)
     for kind, index in enumerate(_MODEL_OF):
         here = (chosen == kind) & (full[kind] > 0)
-        many = full[kind] > config.tail_rows
         # The shortest rows are served first: the last of them decides how much of the past is read.
         length = jnp.sort(jnp.where(waiting[kind], carry.rows.length[:, index], work.FAR))
         longest = length[jnp.maximum(full[kind] - 1, 0)]
-        for tile, above in _tiles(config, kind):
-            fits = here & (longest <= tile.past) & (longest > above)
-            if config.tail_rows < config.rows:
-                fits &= many == (tile.rows == config.rows)
+        for tile, fewer, shorter in _tiles(config, kind):
+            fits = here & (full[kind] > fewer) & (full[kind] <= tile.rows)
+            fits &= (longest > shorter) & (longest <= tile.past)
             carry = _work(config, params, carry, fits, waiting[kind], kind, index, tile)
     return carry
 
 
-def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int]]:
-    """The sizes that a kind of work is compiled for, and the past length above which each is used."""
+def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int, int]]:
+    """The sizes that a kind of work is compiled for, each with the next smaller rows and past.
+
+    Only full batches of decoding come in several lengths of the past: an extend reads no more of it
+    than there is, and few rows read little.
+    """
     end = config.prm_context if kind == SCORE else config.context
     sizes = config.past_sizes if kind in (DECODE_LARGE, DECODE_SMALL) else ()
     sizes = [*(size for size in sizes if size < end), end]
-    tiles = [(Tile(config.rows, size), above) for above, size in zip([-1, *sizes], sizes)]
-    if config.tail_rows < config.rows:
-        tiles.append((Tile(config.tail_rows, end), -1))
-    return tiles
+    rows = [config.tail_rows]
+    while rows[-1] < config.rows:
+        rows.append(min(2 * rows[-1], config.rows))
+    smaller = [0, *rows[:-1]]
+    tiles = [(Tile(n, end), fewer, -1) for n, fewer in zip(rows[:-1], smaller)]
+    full = [(Tile(rows[-1], size), smaller[-1], less) for less, size in zip([-1, *sizes], sizes)]
+    return tiles + full
 
 
 def _waiting(rows: Rows) -> jax.Array:

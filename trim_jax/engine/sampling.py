@@ -7,6 +7,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trim_jax.errors import ConfigError
 
@@ -36,8 +37,12 @@ class Sampling:
 
 def row_key(seed: int, problem_id: str) -> jax.Array:
     """Key data [2] of one (seed, problem): every random number of its solutions comes from it."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(problem_id.encode()))
-    return jax.random.key_data(key)
+    return _row_key(np.uint32(seed), np.uint32(zlib.crc32(problem_id.encode())))
+
+
+@jax.jit  # one dispatch instead of many: it is called once a solution
+def _row_key(seed: jax.Array, problem: jax.Array) -> jax.Array:
+    return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), problem))
 
 
 def fold(keys: jax.Array, data: jax.Array) -> jax.Array:

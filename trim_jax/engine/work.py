@@ -46,18 +46,6 @@ def _chosen(
     return index, index, index < B
 
 
-def _share(wanted: jax.Array, chunk: int) -> tuple[jax.Array, int]:
-    """How many tokens each row of an extend reads, of those it wants [R], and how many at most in all.
-
-    Chunks are as wide as a long step, and half full on average: products are made for half of
-    their slots, and rows that come too late for those wait for the next call.
-    """
-    packed = max(chunk, len(wanted) * chunk // 2)
-    n_new = jnp.clip(wanted, 0, chunk)
-    before = jnp.cumsum(n_new) - n_new
-    return jnp.clip(packed - before, 0, n_new), packed
-
-
 def _charge(rows: Rows, index, model: int, begin, end) -> Rows:
     """Charge tokens begin..end-1 of a stream that was read, but for those already `covered`."""
     begin = jnp.maximum(begin, rows.covered.at[index, model].get(mode="clip"))
@@ -82,15 +70,15 @@ def catch_up(
     """A language model reads up to `chunk` tokens that it has not seen, all but the last one."""
     index, row, valid = _chosen(mask, rows.length[:, which], count)
     length = rows.length[:, which].at[row].get(mode="clip")
-    n_new, packed = _share((rows.n_text.at[row].get(mode="clip") - 1 - length) * valid, chunk)
+    n_new = jnp.clip((rows.n_text.at[row].get(mode="clip") - 1 - length) * valid, 0, chunk)
     text = rows.tokens.at[row].get(mode="clip")
     tokens = jnp.take_along_axis(text, length[:, None] + jnp.arange(chunk), axis=1, mode="clip")
     nothing = jnp.zeros([len(tokens), 0], jnp.int32)
-    _, kv = extend(model, params, kv, index, length, tokens, n_new, packed, nothing)
+    _, kv = extend(model, params, kv, index, length, tokens, n_new, nothing)
     row = jnp.where(valid, row, mask.shape[0])
     rows = _charge(rows, row, which, length, length + n_new)
     rows = _set_length(rows, row, which, length + n_new)
-    return rows, kv, jnp.stack([jnp.int32(packed), n_new.sum()])
+    return rows, kv, jnp.stack([jnp.int32(tokens.size), n_new.sum()])
 
 
 def score(
@@ -105,10 +93,10 @@ def score(
     index, row, valid = _chosen(mask, rows.length[:, R.PRM], count)
     get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
     length = get(rows.length[:, R.PRM])
-    n_new, packed = _share((get(rows.n_prm) - length) * valid, chunk)
+    n_new = jnp.clip((get(rows.n_prm) - length) * valid, 0, chunk)
     at = length[:, None] + jnp.arange(chunk)
     tokens = jnp.take_along_axis(get(rows.prm_tokens), at, axis=1, mode="clip")
-    logits, kv = extend(model, params, kv, index, length, tokens, n_new, packed)
+    logits, kv = extend(model, params, kv, index, length, tokens, n_new)
     right = jax.nn.softmax(logits, axis=-1)[..., 1]  # [R, T]
 
     real = jnp.arange(chunk) < n_new[:, None]
@@ -128,7 +116,7 @@ def score(
         ledger=rows.ledger.at[row, R.PRM, R.CALLS].add(complete, mode="drop"),
     )
     rows = _set_length(rows, row, R.PRM, length + n_new)
-    return rows, kv, jnp.stack([jnp.int32(packed), n_new.sum()])
+    return rows, kv, jnp.stack([jnp.int32(tokens.size), n_new.sum()])
 
 
 def decode(

@@ -5,7 +5,7 @@ out as explicit arrays (`KV`), so one method, `__call__`, serves training (no pa
 chunk of tokens behind a ragged past) and decoding (one token behind a past and a side buffer).
 
 Axis letters (design notation): B batch, T query length, S cache length, C side-buffer length,
-P packed tokens, D model width, F feed-forward width, N query heads, K key-value heads, G = N / K, H head width,
+D model width, F feed-forward width, N query heads, K key-value heads, G = N / K, H head width,
 V vocabulary, L layers.
 """
 
@@ -77,34 +77,6 @@ def empty_kv(config: ModelConfig, rows: int, length: int) -> KV:
     lead, size = (rows, config.kv_heads), (length, config.head_dim)
     blank = lambda *shape: tuple(jnp.zeros(lead + shape, config.dtype) for _ in range(config.layers))  # noqa: E731
     return KV(blank(*size[::-1]), blank(*size))
-
-
-class Packing(NamedTuple):
-    """The real tokens of a ragged chunk [B, T] side by side, so that padding costs no products.
-
-    Attributes:
-      take: int [P], flat positions b * T + t of the packed tokens; the rest of P repeats any.
-      back: int [B, T], where each token of the chunk is among the packed ones; P where nowhere.
-    """
-
-    take: jax.Array
-    back: jax.Array
-
-    def pack(self, x: jax.Array) -> jax.Array:
-        """[B, T, ...] to [1, P, ...]."""
-        return x.reshape(-1, *x.shape[2:])[self.take][None]
-
-    def unpack(self, x: jax.Array) -> jax.Array:
-        """[1, P, ...] to [B, T, ...], zero where nothing was packed."""
-        return x[0].at[self.back].get(mode="fill", fill_value=0)
-
-
-def packing(n_new: jax.Array, width: int, size: int) -> Packing:
-    """The first `n_new` [B] tokens of each row of a chunk of `width`, at most `size` in all."""
-    real = (jnp.arange(width) < n_new[:, None]).reshape(-1)
-    take = jnp.nonzero(real, size=size, fill_value=0)[0]
-    back = jnp.where(real, jnp.cumsum(real) - 1, size)
-    return Packing(take, back.reshape(-1, width))
 
 
 # Logical axes of every parameter; sharding.py maps them onto the mesh.
@@ -185,13 +157,14 @@ def attend(q, parts):
     return (sum(_mix(x, v) for x, (_, v, _) in zip(weights, parts)) / total).astype(q.dtype)
 
 
-def attend_in_blocks(q, new, past_k, past_v, past_length, block: int):
+def attend_in_blocks(q, new, past_k, past_v, index, past_length, block: int):
     """`attend` to a chunk of tokens and its past, of which only the filled blocks are read.
 
     Args:
       q: as for `attend`. new: the part of the chunk itself.
-      past_k, past_v: [B, K, H, S], [B, K, S, H]. past_length: int [B], real slots.
-      block: slots a block.
+      past_k, past_v: [slots, K, H, S], [slots, K, S, H]. index: int [B], the slot of each row; None:
+        row b is slot b. past_length: int [B], real tokens.
+      block: tokens a block.
     """
     size = past_k.shape[3]
     block = min(block, size)
@@ -201,13 +174,20 @@ def attend_in_blocks(q, new, past_k, past_v, past_length, block: int):
     weight = jnp.exp(scores - top)
     state = top, weight.sum(axis=-1, keepdims=True), _mix(weight, v).astype(jnp.float32)
 
+    def read(past, start, axis):
+        if index is None:
+            return jax.lax.dynamic_slice_in_dim(past, start, block, axis)
+        shape = [1, *past.shape[1:]]
+        shape[axis] = block
+        at = lambda i: [jnp.where(a == 0, i, jnp.where(a == axis, start, 0)) for a in range(4)]  # noqa: E731
+        return jax.vmap(lambda i: jax.lax.dynamic_slice(past, at(i), shape)[0])(index)
+
     def add_block(i, state):
         top, total, out = state
         start = jnp.minimum(i * block, size - block)
         at = start + jnp.arange(block)
         seen = (at < past_length[:, None]) & (at >= i * block)  # the last block may overlap
-        k = jax.lax.dynamic_slice_in_dim(past_k, start, block, axis=3)
-        v = jax.lax.dynamic_slice_in_dim(past_v, start, block, axis=2)
+        k, v = read(past_k, start, 3), read(past_v, start, 2)
         scores = _scores(q, k, jnp.where(seen, 0.0, OFF)[:, None, None, :])
         higher = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
         weight, shrink = jnp.exp(scores - higher), jnp.exp(top - higher)
@@ -235,8 +215,8 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, cos, sin, attention, pack):
-        """`x` [B, T, D], or packed [1, P, D]; `attention(q, k, v)` looks at new and past tokens."""
+    def __call__(self, x, cos, sin, attention):
+        """`x` [B, T, D]; `attention(q, k, v)` looks at new and past tokens."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
         init = nn.initializers.normal(0.02)
@@ -251,18 +231,17 @@ class Block(nn.Module):
             b = p(f"b{name}", zeros, heads, c.head_dim).reshape(-1)
             return (matmul(y, w) + b).reshape(*y.shape[:2], heads, c.head_dim)
 
-        unpack = pack.unpack if pack is not None else lambda x: x
         y = rms_norm(x, p("norm_attn", ones, D), c.norm_eps)
-        q = unpack(rotate(project(y, "q", c.heads), cos, sin) * c.head_dim**-0.5)
-        k = unpack(rotate(project(y, "k", c.kv_heads), cos, sin)).transpose(0, 2, 3, 1)  # [B, K, H, T]
-        v = unpack(project(y, "v", c.kv_heads)).swapaxes(1, 2)  # [B, K, T, H]
+        q = rotate(project(y, "q", c.heads), cos, sin) * c.head_dim**-0.5
+        k = rotate(project(y, "k", c.kv_heads), cos, sin).transpose(0, 2, 3, 1)  # [B, K, H, T]
+        v = project(y, "v", c.kv_heads).swapaxes(1, 2)  # [B, K, T, H]
         B, T = q.shape[:2]
         q = q.reshape(B, T, c.kv_heads, c.group, c.head_dim).transpose(0, 2, 3, 1, 4)
         out = attention(q.reshape(B, c.kv_heads, c.group * T, c.head_dim), k, v)
         out = out.reshape(B, c.kv_heads, c.group, T, c.head_dim).transpose(0, 3, 1, 2, 4)
         out = out.reshape(B, T, c.heads * c.head_dim)
         wo = p("wo", init_out, c.heads, c.head_dim, D).reshape(c.heads * c.head_dim, D)
-        x = x + matmul(out if pack is None else pack.pack(out), wo)
+        x = x + matmul(out, wo)
 
         y = rms_norm(x, p("norm_ffn", ones, D), c.norm_eps)
         gate = nn.silu(matmul(y, p("w_gate", init, D, c.ffn)))
@@ -286,8 +265,8 @@ class Qwen2(nn.Module):
         past_length: jax.Array | None = None,
         side: KV | None = None,
         side_length: jax.Array | int = 0,
-        pack: Packing | None = None,
         block: int | None = None,
+        past_rows: jax.Array | None = None,
         read_at: jax.Array | None = None,
     ) -> tuple[jax.Array, KV]:
         """Logits of `tokens`, and their keys and values.
@@ -301,10 +280,10 @@ class Qwen2(nn.Module):
           past_length: int [B]; needed with `past`.
           side: keys and values of tokens between `past` and `tokens`, read-only.
           side_length: int scalar, real slots of `side`, the same in every row.
-          pack: which of `tokens` are real; the others are left out of all products but attention's,
-            and their logits, keys and values mean nothing. None: all of them.
           block: read the past in blocks of so many slots, as many as the longest row fills; with
             `past` only and no `side`. None: read all of it at once.
+          past_rows: int [B], with `block` only: the rows of `past` that are those of `tokens`. None:
+            all of them in order.
           read_at: int [B, R], the chunk positions whose logits are wanted; None means all of them.
 
         Returns:
@@ -323,8 +302,6 @@ class Qwen2(nn.Module):
             past_mask = jnp.where(real, 0.0, OFF)[:, None, None, :]
         if side is not None:
             side_mask = jnp.where(jnp.arange(side.v[0].shape[2]) < side_length, 0.0, OFF)
-        if pack is not None:
-            tokens, positions = pack.pack(tokens), pack.pack(positions)
 
         x = embed[tokens]
         cos, sin = rope_tables(positions, c)
@@ -335,7 +312,9 @@ class Qwen2(nn.Module):
                 new.append((k, v))
                 if past is not None and block is not None:
                     here = (k, v, new_mask)
-                    return attend_in_blocks(q, here, past.k[i], past.v[i], past_length, block)
+                    return attend_in_blocks(
+                        q, here, past.k[i], past.v[i], past_rows, past_length, block
+                    )
                 parts = [(k, v, new_mask)]
                 if side is not None:
                     parts.append((side.k[i], side.v[i], side_mask))
@@ -343,16 +322,13 @@ class Qwen2(nn.Module):
                     parts.append((past.k[i], past.v[i], past_mask))
                 return attend(q, parts)
 
-            x = Block(c, name=f"layer_{i}")(x, cos, sin, attention, pack)
+            x = Block(c, name=f"layer_{i}")(x, cos, sin, attention)
         if read_at is not None:
-            x = x if pack is None else pack.unpack(x)
             x = jnp.take_along_axis(x, read_at[..., None], axis=1)
         x = rms_norm(
             x, self.param("norm_out", nn.initializers.ones, (c.width,), dtype), c.norm_eps
         )
         logits = self._head(x, embed)
-        if pack is not None and read_at is None:
-            logits = pack.unpack(logits)
         return logits, KV(*(tuple(part) for part in zip(*new)))
 
     def _head(self, x: jax.Array, embed: jax.Array) -> jax.Array:
