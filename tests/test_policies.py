@@ -56,44 +56,15 @@ def test_threshold_0_and_1_are_the_anchors():
     assert plans(policy, 0.5, observe()) == base.DRAFT_AND_SCORE
     assert plans(policy, 1.0, observe()) == base.LARGE
     assert actions(policy, 0.0, observe(draft_score=[np.nan])) == base.ACCEPT
-    # No range of settings that share a row holds an anchor, so neither is scored.
-    assert policy.shared() == [(0, 1), (1, 5), (5, 6)]
-    assert Threshold((0.0, 1.0)).shared() == [(0, 1), (1, 2)]
-    assert Threshold((0.5,)).shared() == [(0, 1)]
-
-
-@pytest.mark.parametrize("policy, field", [
-    (Threshold(SETTINGS[1:-1]), "draft_score"), (Random(SETTINGS), "uniform"),
-])  # fmt: skip
-def test_settings_part_where_their_decisions_do(policy, field):
-    """`cut` says for a range what "large iff signal < dial" says for each setting."""
-    n = len(policy.settings)
-    dials = np.array(policy.settings, np.float32)
-    for lo in range(n):
-        for hi in range(lo + 1, n + 1):
-            signals = np.array(SCORES, np.float32)
-            obs = observe(len(signals), **{field: signals})
-            ends = (jnp.full(len(signals), end) for end in (lo, hi))
-            for signal, c in zip(signals, np.asarray(policy.cut(*ends, obs))):
-                large = signal < dials[lo:hi]
-                assert (large == (np.arange(lo, hi) >= c)).all(), (signal, lo, hi, c)
-
-
-def test_threshold_and_cut_agree_at_a_score_that_equals_a_setting():
-    policy = Threshold((0.1, 0.25, 0.75))
-    for i, k in enumerate(policy.settings):
-        obs = observe(draft_score=[np.float32(k)])
-        assert int(policy.cut(jnp.array([0]), jnp.array([3]), obs)[0]) == i + 1
-        assert actions(policy, k, obs) == base.ACCEPT
 
 
 def test_random_never_drafts_in_vain_and_knows_its_ends():
     policy = Random((0.0, 0.3, 1.0))
-    assert policy.before_draft
     ends = np.array([1e-7, 0.29, 0.31, 1 - 1e-7], np.float32)
     obs = observe(len(ends), uniform=ends)
-    cut = policy.cut(jnp.zeros(4, jnp.int32), jnp.full(4, 3), obs)
-    np.testing.assert_array_equal(cut, [1, 1, 2, 2])  # p = 0 never, p = 1 always calls the large
+    large, draft = base.LARGE, base.DRAFT
+    for p, want in [(0.0, [draft] * 4), (0.3, [large, large, draft, draft]), (1.0, [large] * 4)]:
+        np.testing.assert_array_equal(plans(policy, p, obs), want)
     assert (actions(policy, 0.3, obs) == base.ACCEPT).all()
 
 
@@ -115,10 +86,9 @@ def test_bad_settings_are_refused(policy, settings, message):
         policy(settings)
 
 
-def test_the_base_class_scores_every_draft_and_runs_each_setting_alone():
+def test_the_base_class_scores_every_draft():
     policy = base.Policy((0.1, 0.2))
     assert plans(policy, 0.1, observe()) == base.DRAFT_AND_SCORE
-    assert policy.shared() == [(0, 1), (1, 2)]
     with pytest.raises(NotImplementedError):
         policy.decide(None, observe(), ())
 

@@ -221,9 +221,8 @@ def requests(
     found = []
     for problem in problems:
         for i in which:
-            ranges = POLICIES[i].shared()
-            if not fork:
-                ranges = [(s, s + 1) for s in range(len(POLICIES[i].settings))]
+            n = len(POLICIES[i].settings)
+            ranges = [(0, n)] if fork else [(s, s + 1) for s in range(n)]
             for lo, hi in ranges:
                 found.append(Request(seed=seed, policy=i, lo=lo, hi=hi, **_problem(problem)))
     return found

@@ -109,7 +109,7 @@ def requests(
     instruction: str = "",
     prm_system: str = "",
 ) -> Iterator[Request]:
-    """One request per problem, seed, policy and shared range of its settings, in that order."""
+    """One request per problem, seed and policy, in that order, for all settings of the policy."""
     wanted = any(policy.needs_reference for policy in policies)
     for problem in problems:
         prompt = prompts.lm_prompt_ids(trio.tokenizer, problem.problem, instruction, problem.id)
@@ -123,8 +123,8 @@ def requests(
             reference = prompts.lm_example_ids(trio.tokenizer, problem, instruction)[0][:-1]
         for seed in seeds:
             for i, policy in enumerate(policies):
-                for lo, hi in policy.shared():
-                    yield Request(problem.id, seed, prompt, prm_prompt, i, lo, hi, reference)
+                hi = len(policy.settings)
+                yield Request(problem.id, seed, prompt, prm_prompt, i, 0, hi, reference)
 
 
 def traces(

@@ -132,7 +132,7 @@ class _Sweep:
 
     def predict(self, problems: Sequence[Problem], held_out: Sequence[Problem]) -> None:
         """Print rows, memory and time of the run; the time from solving a few of its problems."""
-        shared = sum(len(policy.shared()) for policy in self.policies)
+        shared = len(self.policies)
         settings = sum(len(policy.settings) for policy in self.policies)
         tasks = len(problems) * len(self.config.seeds) + len(held_out) * len(VALIDATION_SEEDS)
         carry = jax.eval_shape(lambda: initial_carry(self.engine.loop))

@@ -144,7 +144,7 @@ class Engine:
         # Halves of the context: a call reads less than twice the slots that its longest row fills.
         halvings = range(max(1, int(math.log2(c.max_context / 192))), 0, -1)
         sizes = tuple(math.ceil(c.max_context / 2**k / 32) * 32 for k in halvings)
-        forks = any(hi - lo > 1 for policy in policies for lo, hi in policy.shared())
+        forks = any(len(policy.settings) > 1 for policy in policies)
         self.loop = LoopConfig(
             models=models,
             policies=tuple(policies),

@@ -9,7 +9,7 @@ when one of the two has run dry or full.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from trim_jax.engine import rows as R
 from trim_jax.engine import steps, work
 from trim_jax.engine.rows import Rows, where
+from trim_jax.engine.steps import when
 from trim_jax.engine.sampling import Sampling
 from trim_jax.engine.tokens import TokenTables
 from trim_jax.engine.work import Tile
@@ -104,15 +105,6 @@ class Carry:
     more: jax.Array
     work: jax.Array
     ticks: jax.Array
-
-
-def when(condition: jax.Array, function: Callable[[Any], Any], value: Any) -> Any:
-    """`function(value)` if `condition` else `value`.
-
-    As a loop of at most one round: a conditional would copy the caches, a loop works in place.
-    """
-    once = lambda c: (jnp.zeros_like(condition), function(c[1]))  # noqa: E731
-    return jax.lax.while_loop(lambda c: c[0], once, (condition, value))[1]
 
 
 def initial_carry(config: LoopConfig) -> Carry:
@@ -246,7 +238,7 @@ def _settle(config: LoopConfig, carry: Carry) -> Carry:
     """Take every row as far as it goes without a model."""
     rows = steps.finish_drafts(carry.rows, config.tables)
     rows = steps.decide(rows, config.policies)
-    forking = lambda s: (s[0].phase == R.FORK_ACCEPT) | (s[0].phase == R.FORK_DRAFT)  # noqa: E731
+    forking = lambda s: (s[0].phase == R.PARTING) | (s[0].phase == R.PARTING_PLANS)  # noqa: E731
     rows, kv, out, n_out = jax.lax.while_loop(
         lambda s: forking(s).any(),
         lambda s: _fork(*s, forking(s)),
@@ -265,18 +257,19 @@ def _settle(config: LoopConfig, carry: Carry) -> Carry:
 
 
 def _fork(rows: Rows, kv, out: Rows, n_out: jax.Array, forking: jax.Array):
-    """Part one row: settings below `cut` stay, the others move to a free slot or out to the queue."""
+    """Part one row: settings below `cut` stay, the others move to a free slot or out to the queue.
+
+    Both then plan or decide again, each for the settings that it has left.
+    """
     parent = jnp.argmax(forking)
     free = rows.phase == R.FREE
     child = jnp.where(free.any(), jnp.argmax(free), rows.phase.shape[0])
     one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, parent, keepdims=False), rows)
-    before = one.phase == R.FORK_DRAFT
-    low = jnp.where(before, R.DRAFTING, R.ACCEPTED)
-    high = jnp.where(before, R.WRITING, R.REJECTED)
-    moved = one.replace(lo=one.cut, phase=high, spilled=~free.any())
+    again = jnp.where(one.phase == R.PARTING_PLANS, R.PLANNING, R.DECIDING)
+    moved = one.replace(lo=one.cut, phase=again, spilled=~free.any())
     put = lambda full, value, at: full.at[at].set(value, mode="drop")  # noqa: E731
     rows = rows.replace(
-        hi=rows.hi.at[parent].set(one.cut), phase=rows.phase.at[parent].set(low)
+        hi=rows.hi.at[parent].set(one.cut), phase=rows.phase.at[parent].set(again)
     )
     rows = jax.tree.map(lambda full, value: put(full, value, child), rows, moved)
     out_at = jnp.where(free.any(), out.phase.shape[0], n_out[0])

@@ -110,7 +110,7 @@ class Reference:
         finish = None
         while finish is None:
             draft = score = None
-            plan = self._plan(policy, dial, self._observe(request, work), work.state)
+            plan = policy.plan(dial, self._observe(request, work), work.state)[0]
             writer, action = R.LARGE, base.DIRECT
             if plan != base.LARGE:
                 draft = self._write(work, R.SMALL)
@@ -136,12 +136,6 @@ class Reference:
         padded[: len(text)] = text
         at = np.array([len(text) - 1])
         return full_pass(self.params[writer], padded, at, config=self.models[writer])
-
-    def _plan(self, policy, dial, seen: base.Observation, state) -> int:
-        if isinstance(policy, base.MonotonePolicy) and policy.before_draft:
-            if policy.signal(seen)[0] < dial[0]:
-                return base.LARGE
-        return int(policy.plan(dial, seen, state)[0])
 
     def _write(self, work: _Progress, writer: int) -> _Text:
         """One step of a language model behind the accepted text."""

@@ -27,7 +27,8 @@ MODELS = ("small", "large", "prm")
 KEPT, DISCARDED, PREFILLED, SCORED, CALLS = range(5)
 LEDGER = ("kept", "discarded", "prefilled", "scored", "calls")
 
-# Phases. The models work on DRAFTING, SCORING and WRITING rows; the others last within one tick.
+# Phases. The models work on DRAFTING, SCORING and WRITING rows; the others last within one tick,
+# but for the halves of a row that parted: they plan or decide in the next.
 (
     FREE,  # the slot is empty
     PLANNING,  # the policy is to plan the next step
@@ -35,8 +36,8 @@ LEDGER = ("kept", "discarded", "prefilled", "scored", "calls")
     DRAFTED,  # the draft is complete
     SCORING,  # the PRM reads
     DECIDING,  # the policy is to decide on the draft
-    FORK_DRAFT,  # settings lo..cut-1 plan a draft, cut..hi-1 the large model
-    FORK_ACCEPT,  # settings lo..cut-1 accept the draft, cut..hi-1 regenerate
+    PARTING_PLANS,  # settings lo and cut plan differently: two rows will plan again
+    PARTING,  # settings lo and cut decide differently: two rows will decide again
     ACCEPTED,
     REJECTED,
     WRITING,  # the large model writes

@@ -6,7 +6,8 @@ others as they are. Section 1 of the method, in code.
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,15 @@ from trim_jax.policies import base
 # Key data of a token is (seed, problem) folded with the writer and the position; this stream, which
 # no writer has, is the policy's own.
 POLICY_STREAM = 7
+
+
+def when(condition: jax.Array, function: Callable[[Any], Any], value: Any) -> Any:
+    """`function(value)` if `condition` else `value`.
+
+    As a loop of at most one round: a conditional would copy the caches, a loop works in place.
+    """
+    once = lambda c: (jnp.zeros_like(condition), function(c[1]))  # noqa: E731
+    return jax.lax.while_loop(lambda c: c[0], once, (condition, value))[1]
 
 
 def put_at(array: jax.Array, at: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
@@ -104,37 +114,46 @@ def finish_drafts(rows: Rows, tables: TokenTables) -> Rows:
 
 
 def decide(rows: Rows, policies: Sequence[base.Policy]) -> Rows:
-    """DECIDING rows become ACCEPTED, REJECTED, or FORK_ACCEPT where their settings part."""
+    """DECIDING rows become ACCEPTED, REJECTED, or PARTING where their settings disagree."""
     deciding = rows.phase == R.DECIDING
     obs = observe(rows)
-    cut, states = rows.lo, list(rows.states)
     for i, policy in enumerate(policies):
         mine = deciding & (rows.policy == i)
-        action, state = policy.decide(_dial(policy, rows), obs, rows.states[i])
-        states[i] = where(mine, state, rows.states[i])
-        if isinstance(policy, base.MonotonePolicy) and not policy.before_draft:
-            own = policy.cut(rows.lo, rows.hi, obs)
-        else:
-            own = jnp.where(action == base.ACCEPT, rows.hi, rows.lo)
-        cut = jnp.where(mine, own, cut)
-    return _part(rows.replace(states=tuple(states)), deciding, cut, R.ACCEPTED, R.REJECTED, R.FORK_ACCEPT)
+
+        def consider(rows, policy=policy, mine=mine, i=i):
+            state = rows.states[i]
+            cut = _first_difference(policy, lambda dial: policy.decide(dial, obs, state)[0], rows)
+            action, after = policy.decide(_dial(policy, rows), obs, state)
+            agreed = mine & (cut == rows.hi)
+            states = list(rows.states)
+            states[i] = where(agreed, after, state)
+            phase = jnp.where(action == base.ACCEPT, R.ACCEPTED, R.REJECTED)
+            phase = jnp.where(agreed, phase, R.PARTING)
+            return rows.replace(
+                phase=jnp.where(mine, phase, rows.phase), cut=jnp.where(mine, cut, rows.cut),
+                states=tuple(states),
+            )  # fmt: skip
+
+        # Most ticks have nothing to decide, and a learned policy's network is not free.
+        rows = when(mine.any(), consider, rows)
+    return rows
 
 
 def plan(rows: Rows, policies: Sequence[base.Policy]) -> Rows:
-    """PLANNING rows become DRAFTING, WRITING, or FORK_DRAFT where their settings part."""
+    """PLANNING rows become DRAFTING, WRITING, or PARTING_PLANS where their settings disagree."""
     planning = rows.phase == R.PLANNING
     obs = observe(rows)
-    cut, scored = rows.lo, rows.scored_plan
     for i, policy in enumerate(policies):
         mine = planning & (rows.policy == i)
-        code = policy.plan(_dial(policy, rows), obs, rows.states[i])
-        if isinstance(policy, base.MonotonePolicy) and policy.before_draft:
-            own = policy.cut(rows.lo, rows.hi, obs)
-        else:
-            own = jnp.where(code == base.LARGE, rows.lo, rows.hi)
-        cut = jnp.where(mine, own, cut)
-        scored = jnp.where(mine, code == base.DRAFT_AND_SCORE, scored)
-    return _part(rows.replace(scored_plan=scored), planning, cut, R.DRAFTING, R.WRITING, R.FORK_DRAFT)
+        make = lambda dial, policy=policy, i=i: policy.plan(dial, obs, rows.states[i])  # noqa: E731
+        cut, code = _first_difference(policy, make, rows), make(_dial(policy, rows))
+        phase = jnp.where(code == base.LARGE, R.WRITING, R.DRAFTING)
+        phase = jnp.where(cut == rows.hi, phase, R.PARTING_PLANS)
+        rows = rows.replace(
+            phase=jnp.where(mine, phase, rows.phase), cut=jnp.where(mine, cut, rows.cut),
+            scored_plan=jnp.where(mine, code == base.DRAFT_AND_SCORE, rows.scored_plan),
+        )  # fmt: skip
+    return rows
 
 
 def _dial(policy: base.Policy, rows: Rows) -> jax.Array:
@@ -142,11 +161,15 @@ def _dial(policy: base.Policy, rows: Rows) -> jax.Array:
     return dials[jnp.clip(rows.lo, 0, len(policy.settings) - 1)]
 
 
-def _part(rows: Rows, mask, cut, small_phase: int, large_phase: int, fork_phase: int) -> Rows:
-    """Settings below `cut` go the small model's way, the others the large model's."""
-    phase = jnp.where(cut >= rows.hi, small_phase, fork_phase)
-    phase = jnp.where(cut <= rows.lo, large_phase, phase)
-    return rows.replace(phase=jnp.where(mask, phase, rows.phase), cut=jnp.where(mask, cut, rows.cut))
+def _first_difference(policy: base.Policy, choose: Callable, rows: Rows) -> jax.Array:
+    """The first setting of each row for which `choose(dial)` is not what it is for `lo`, or `hi`."""
+    dials = jnp.asarray(policy.settings, jnp.float32)
+    full = jnp.broadcast_to(dials[:, None], (len(dials), len(rows.lo)))
+    codes = jax.vmap(choose)(full)  # [settings, B]
+    own = jnp.take_along_axis(codes, rows.lo[None], axis=0, mode="clip")
+    at = jnp.arange(len(dials))[:, None]
+    differs = (codes != own) & (at > rows.lo) & (at < rows.hi)
+    return jnp.where(differs.any(axis=0), differs.argmax(axis=0), rows.hi).astype(jnp.int32)
 
 
 def reject(rows: Rows) -> Rows:

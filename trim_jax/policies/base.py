@@ -8,7 +8,9 @@ and are vectorised over rows: every array has a leading axis B. It is asked twic
   decide   once the draft (and its score, if planned) is there: accept or regenerate?
 
 `settings` lists the values of its one dial (threshold, probability, price), in ascending order; a
-run evaluates all of them. Each row carries a half-open range [lo, hi) of indices into it.
+run evaluates all of them. Each row stands for a half-open range [lo, hi) of indices into it, and
+parts where two of them plan or decide differently: one run gives every setting, exactly as if it
+had run alone, at the cost of the distinct histories only.
 """
 
 from __future__ import annotations
@@ -100,38 +102,3 @@ class Policy:
     def decide(self, dial: jax.Array, obs: Observation, state: Any) -> tuple[jax.Array, Any]:
         """ACCEPT or REGENERATE for each row, and the state after this decision."""
         raise NotImplementedError
-
-    def shared(self) -> list[tuple[int, int]]:
-        """Ranges of settings that start out in one row: one each, unless they can fork."""
-        return [(i, i + 1) for i in range(len(self.settings))]
-
-
-@dataclasses.dataclass(frozen=True)
-class MonotonePolicy(Policy):
-    """A policy of the form "the large model writes iff signal < dial".
-
-    A row of such a policy stands for a whole range of settings, and forks where they part: one run
-    gives every setting, at the cost of the distinct histories only.
-
-    Attributes:
-      before_draft: the signal is known before the small model drafts; the large model then writes
-        at once, and no draft is thrown away.
-    """
-
-    before_draft: ClassVar[bool] = False
-
-    def signal(self, obs: Observation) -> jax.Array:
-        """float32 [B]."""
-        raise NotImplementedError
-
-    def cut(self, lo: jax.Array, hi: jax.Array, obs: Observation) -> jax.Array:
-        """First index of the range [lo, hi) whose setting calls the large model, int32 [B]."""
-        dials = jnp.asarray(self.settings, jnp.float32)
-        below = jnp.searchsorted(dials, self.signal(obs), side="right").astype(jnp.int32)
-        return jnp.clip(below, lo, hi)
-
-    def decide(self, dial, obs, state):
-        return jnp.where(self.signal(obs) < dial, REGENERATE, ACCEPT), state
-
-    def shared(self) -> list[tuple[int, int]]:
-        return [(0, len(self.settings))]

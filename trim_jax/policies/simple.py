@@ -46,7 +46,7 @@ def _check_fractions(policy: base.Policy) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Threshold(base.MonotonePolicy):
+class Threshold(base.Policy):
     """TRIM-Thr: regenerate iff the PRM score of the draft is below k (method, section 2).
 
     k = 0 and k = 1 are the anchors: 0 never calls the PRM, 1 drafts nothing.
@@ -59,41 +59,28 @@ class Threshold(base.MonotonePolicy):
         super().__post_init__()
         _check_fractions(self)
 
-    def signal(self, obs):
-        return obs.draft_score
-
     def plan(self, dial, obs, state):
         scored = jnp.where(dial >= 1, base.LARGE, base.DRAFT_AND_SCORE)
         return jnp.where(dial <= 0, base.DRAFT, scored)
 
-    def cut(self, lo, hi, obs):
+    def decide(self, dial, obs, state):
         # At k = 0 there is no score to compare (NaN): everything is accepted.
-        anchored = jnp.asarray(self.settings, jnp.float32)[lo] <= 0
-        return jnp.where(anchored, hi, super().cut(lo, hi, obs))
-
-    def shared(self):
-        inner = [i for i, k in enumerate(self.settings) if 0 < k < 1]
-        ends = [(i, i + 1) for i, k in enumerate(self.settings) if not 0 < k < 1]
-        return sorted(ends + ([(inner[0], inner[-1] + 1)] if inner else []))
+        return jnp.where(obs.draft_score < dial, base.REGENERATE, base.ACCEPT), state
 
 
 @dataclasses.dataclass(frozen=True)
-class Random(base.MonotonePolicy):
+class Random(base.Policy):
     """The large model writes each step with probability p, drawn before anyone drafts."""
 
     name: ClassVar[str] = "random"
     parameter: ClassVar[str] = "p"
-    before_draft: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
         _check_fractions(self)
 
-    def signal(self, obs):
-        return obs.uniform
-
     def plan(self, dial, obs, state):
-        return jnp.full_like(obs.t, base.DRAFT)
+        return jnp.where(obs.uniform < dial, base.LARGE, base.DRAFT)
 
     def decide(self, dial, obs, state):
         return jnp.full_like(obs.t, base.ACCEPT), state
