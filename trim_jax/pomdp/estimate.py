@@ -200,7 +200,7 @@ def read_published(
         raise DataError(f"{path}: cannot be read: {error}") from None
     except KeyError as error:
         raise DataError(f"{path}: has no {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, DataError) as error:
         raise DataError(f"{path}: not the published parameters: {error}") from None
 
 
