@@ -1,6 +1,7 @@
 """TRIM-POMDP's two policies: decisions and beliefs by hand, settings, and in the routed loop."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,13 @@ import numpy as np
 import pytest
 from test_policies import actions, observe
 from test_pomdp_solve import realistic
+from tiny import (
+    CONTEXT, NEVER, PRM_EXTRA, STEP_TOKENS, STEPS, by_setting, requests, text_of, tiny_engine,
+    tiny_trio,
+)  # fmt: skip
 
+from trim_jax.engine.engine import EngineConfig
+from trim_jax.engine.reference import Reference
 from trim_jax.errors import ConfigError
 from trim_jax.policies import base
 from trim_jax.policies.pomdp import FilteredPomdp, Pomdp
@@ -122,6 +129,36 @@ def test_one_shot_settings_part_where_their_decisions_do():
     for i, worth in enumerate(WORTHS):
         np.testing.assert_array_equal(actions(policy, worth, obs) == base.REGENERATE, i >= cut)
     assert set(cut) == {0, 1, 2, 3, 4}
+
+
+def test_the_routed_loop_takes_them_and_other_weights():
+    """Forked, with a state, and with weights exchanged: as the slow path decides step by step."""
+    worths = (12.0, 60.0)
+    p = realistic(steps=STEPS, bins=5)
+    policies = Pomdp.of(p, worths), FilteredPomdp.of(p, worths)
+    asked = [dataclasses.replace(request, policy=i, lo=lo, hi=hi)
+             for request in requests(range(6), [NEVER])
+             for i, policy in enumerate(policies) for lo, hi in policy.shared()]
+    engine = tiny_engine(policies=policies)
+    limits = EngineConfig(max_context=CONTEXT, max_steps=STEPS, max_step_tokens=STEP_TOKENS)
+    trio = tiny_trio()
+    slow = partial(Reference, trio.models, trio.params, trio.tables, config=limits,
+                   prm_extra=PRM_EXTRA)  # fmt: skip
+    found = []
+    for q in (p, dataclasses.replace(p, p_large=0.5, step_tokens=20.0)):
+        policies = Pomdp.of(q, worths), FilteredPomdp.of(q, worths)
+        for i, policy in enumerate(policies):
+            engine.load_weights(i, policy.weights)
+        got = by_setting(engine.run(asked))
+        reference = slow(policies=policies)
+        # Scores move by up to 1e-5, and then seldom into the next bin.
+        other = sum(text_of(solution) != text_of(reference.solve(request))
+                    for request, solution in got.items())  # fmt: skip
+        assert len(got) == 24 and other <= 1
+        found.append([text_of(solution) for solution in got.values()])
+        actions = [step.action for solution in got.values() for step in solution.steps]
+        assert {base.ACCEPT, base.REGENERATE} == set(actions)
+    assert found[0] != found[1]
 
 
 def test_bad_settings_are_named():
