@@ -34,17 +34,19 @@ def states(samples):
 
 
 def test_each_draft_counts_once_in_its_state():
-    one = trace(step("a", True, 0.9), step("b", False, 0.2), step("c", False, 0.5), correct=False)
+    one = trace(step("a", True, 0.9), step("b", False, 0.2), step("c", False, 0.5),
+                step("d", False, 0.4), correct=False)  # fmt: skip
     # At a higher threshold the first step is shared, the second rewritten and the third new.
     two = trace(step("a", True, 0.9), step("B", True, 0.8, ("b", False, 0.2), tokens=14),
                 step("C", True, 0.95), settings=(2, 9))  # fmt: skip
     got = collect([one, two])
     assert states(got) == [
-        (0, 0.8, 0.95, False), (0, 1.0, 0.9, True), (1, 0.2, 0.5, False), (2, 0.9, 0.2, False)
+        (0, 0.8, 0.95, False), (0, 1.0, 0.9, True), (1, 0.2, 0.4, False), (1, 0.2, 0.5, False),
+        (2, 0.9, 0.2, False),
     ]  # fmt: skip
     assert sorted(got.small_right) == [False, True, True]
     assert got.large_right.tolist() == [True] and got.large_tokens.tolist() == [14]
-    assert got.steps.tolist() == [3, 3]
+    assert got.steps.tolist() == [4, 3]
 
 
 def test_a_rewrite_of_a_wrong_text_says_nothing_about_the_large_model():
