@@ -71,32 +71,33 @@ def test_one_shot_before_the_last_step_by_hand():
 
 
 def test_the_filter_by_hand():
-    policy = FilteredPomdp.of(SMALL, (100.0,))
+    policy = FilteredPomdp.of(SMALL, (1e-3, 100.0))
     given = JOINT / JOINT.sum(2, keepdims=True)  # p(r | min, state); all minima are common here
 
-    def follow(state, **fields):
-        return policy.decide(jnp.array([100.0]), observe(**fields), state)[1]
+    def follow(dial, state, **fields):
+        action, state = policy.decide(jnp.array([dial]), observe(**fields), state)
+        return action[0], state
 
-    def bayes(prior, seen):
-        return prior * seen / (prior * seen).sum()
+    def bayes(x, seen):
+        belief = np.array([0.8 * x, 1 - x, 0.2 * x]) * seen
+        return belief / belief.sum()
 
-    # The first step: S1 cannot be.
-    one = follow(policy.init(1), draft_score=[0.3])
-    np.testing.assert_allclose(one[0], bayes(np.array([0.8, 0, 0.2]), FIRST[:, 0]), atol=1e-3)
-    x = float(one[0, 0])
-    # It was accepted; its score is the minimum now, and tells nothing again.
-    writers = jnp.array([[base.SMALL_WRITER] * 4])
-    two = follow(one, t=[1], draft_score=[0.8], min_score=[0.3], scores=scores(0.3), writers=writers)
-    want = bayes(np.array([0.8 * x, 1 - x, 0.2 * x]), given[:, 0, 1])
-    np.testing.assert_allclose(two[0], want, atol=1e-3)
-    # Or it was rewritten, and the rewrite was scored high, or not scored.
-    writers = writers.at[0, 0].set(base.LARGE_WRITER)
-    for known, seen in (((0.8,), given[:, 1, 1]), ((), np.ones(3))):
-        two = follow(one, t=[1], draft_score=[0.8], min_score=[0.8], scores=scores(*known),
-                     writers=writers)  # fmt: skip
-        x = bayes(np.array([0.9, 0, 0.1]), seen)[0]
-        want = bayes(np.array([0.8 * x, 1 - x, 0.2 * x]), given[:, 1, 1])
-        np.testing.assert_allclose(two[0], want, atol=1e-3)
+    # The first step: S1 cannot be. Nothing is worth a token, the draft stands.
+    action, one = follow(1e-3, policy.init(1), draft_score=[0.3])
+    belief = bayes(1, FIRST[:, 0])
+    assert belief[1] == 0 and action == base.ACCEPT
+    np.testing.assert_allclose(one, belief[:1], atol=1e-3)
+    # Its score is the minimum now, and tells nothing again; the last step, which gains
+    # 0.9 * (0.267 + 0.067) - 0.267 = 0.033 at b = (0.267, 0.667, 0.067).
+    belief = bayes(belief[0], given[:, 0, 0])
+    limit = 100 * (0.9 * (belief[0] + belief[2]) - belief[0])
+    for tokens in (int(limit), int(limit) + 1):
+        action, two = follow(100.0, one, t=[1], draft_score=[0.3], min_score=[0.3], last=[True],
+                             scores=scores(0.3), draft_tokens=[tokens])  # fmt: skip
+        redone = tokens < limit
+        assert action == (base.REGENERATE if redone else base.ACCEPT)
+        right = 0.9 * (belief[0] + belief[2]) if redone else belief[0]
+        np.testing.assert_allclose(two, [right], atol=1e-3)
 
 
 @pytest.mark.parametrize("family", [Pomdp, FilteredPomdp])

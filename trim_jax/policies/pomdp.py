@@ -5,8 +5,8 @@ in (S0 all right, S1 wrong before, S2 the draft wrong):
 
   Pomdp           one shot, as released: the likelihood of (min r_{1:t-1}, r_t) under a fixed prior,
                   at every step anew.
-  FilteredPomdp   carried from step to step by the actions taken; each new score counts once, as
-                  p(r_t | min r_{1:t-1}, state), and so does the score that a rewrite got.
+  FilteredPomdp   carried from step to step by the actions taken; each draft's score counts once,
+                  as p(r_t | min r_{1:t-1}, state).
 
 The dial is `worth`, how many tokens of the large model a right answer is worth: reward / cost.
 """
@@ -23,7 +23,7 @@ import numpy as np
 
 from trim_jax.errors import ConfigError
 from trim_jax.policies import base
-from trim_jax.pomdp.solve import Parameters, advantage, next_draft, solve
+from trim_jax.pomdp.solve import Parameters, advantage, next_draft, solve, text_right
 
 UNIFORM = (1 / 3, 1 / 3, 1 / 3)
 
@@ -105,8 +105,10 @@ class Pomdp(_Solved, base.MonotonePolicy):
 class FilteredPomdp(_Solved):
     """TRIM-POMDP with a belief filtered over time; made by `FilteredPomdp.of`.
 
-    The row's state is its belief [B, 3] at the last decision. Among the weights, `first` [3, M] is
-    p(r_1 | state): before the first step nothing can be wrong.
+    The row's state is p(the text is right) [B]. Among the weights, `first` [3, M] is p(r_1 | state):
+    before the first step nothing can be wrong. The score of a rewrite counts in the minimum only:
+    taken as evidence like a draft's, it made accuracy at equal cost 1 to 2 points worse on 450
+    validation problems of arith.
     """
 
     name: ClassVar[str] = "pomdp_filtered"
@@ -122,31 +124,19 @@ class FilteredPomdp(_Solved):
                        first=parameters.first)
 
     def init(self, rows):
-        return jnp.tile(jnp.array([1.0, 0.0, 0.0]), (rows, 1))
+        return jnp.ones([rows])
 
     def decide(self, dial, obs, state):
         first = self.weights["first"]
         seen = jnp.where((obs.t == 0)[:, None], first[:, _bin(obs.draft_score, first.shape[1])].T,
                          self._seen(obs.min_score, obs.draft_score))
-        belief = _update(next_draft(self._right(obs, state), self.weights["p_small"]), seen)
+        belief = _update(next_draft(state, self.weights["p_small"]), seen)
         distance = jnp.abs(dial[:, None] - jnp.asarray(self.settings, jnp.float32))
         setting = distance.argmin(axis=1, keepdims=True)
         pays = jnp.take_along_axis(self._worthwhile(belief, obs), setting, axis=1)[:, 0]
-        return jnp.where(pays, base.REGENERATE, base.ACCEPT), belief
-
-    def _right(self, obs: base.Observation, state: jax.Array) -> jax.Array:
-        """p(the accepted text is right), float32 [B], of the belief at the last decision."""
-        step = jnp.maximum(obs.t - 1, 0)[:, None]
-        writer = jnp.take_along_axis(obs.writers, step, axis=1)[:, 0]
-        score = jnp.take_along_axis(obs.scores, step, axis=1)[:, 0]
-        before = jnp.where(jnp.arange(obs.scores.shape[1]) < step, obs.scores, jnp.nan)
-        minimum = jnp.where(jnp.isnan(before), 1.0, before).min(axis=1)
-        # A rewrite is in S0, S1 or S2 as a draft is, and its score is seen with the next draft.
-        rewrite = next_draft(state[:, 0] + state[:, 2], self.weights["p_large"])
-        judged = _update(rewrite, self._seen(minimum, score))
-        rewrite = jnp.where(jnp.isnan(score)[:, None], rewrite, judged)
-        rewritten = (obs.t > 0) & (writer == base.LARGE_WRITER)
-        return jnp.where(rewritten, rewrite[:, 0], state[:, 0])
+        accepted, rewritten = text_right(belief, self.weights["p_large"])
+        action = jnp.where(pays, base.REGENERATE, base.ACCEPT)
+        return action, jnp.where(pays, rewritten, accepted)
 
 
 def _bin(score: jax.Array, bins: int) -> jax.Array:

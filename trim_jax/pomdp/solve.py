@@ -155,6 +155,11 @@ def next_draft(x: jax.Array, p_small: jax.Array) -> jax.Array:
     return jnp.stack([x * p_small, 1 - x, x * (1 - p_small)], axis=-1)
 
 
+def text_right(belief: jax.Array, p_large: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """p(the text is right) [...] once the draft is accepted, and once it is rewritten."""
+    return belief[..., 0], p_large * (belief[..., 0] + belief[..., 2])
+
+
 def advantage(
     ahead: jax.Array, t: jax.Array, belief: jax.Array, last: jax.Array, p_large: jax.Array
 ) -> jax.Array:
@@ -167,7 +172,7 @@ def advantage(
       last: bool [B], this step ends the solution.
       p_large: float32 [].
     """
-    accepted, rewritten = belief[:, 0], p_large * (belief[:, 0] + belief[:, 2])
+    accepted, rewritten = text_right(belief, p_large)
     step = jnp.minimum(t + 1, ahead.shape[-2] - 1)
 
     def value(x):
