@@ -36,7 +36,7 @@ import numpy as np
 from trim_jax.errors import DataError
 from trim_jax.pomdp.backup import Bounds, Process, backup, between, gap, lay_out
 
-# Nodes in x. With released parameters the bounds then part by 2e-4 of the reward; 1e-3 is asked for.
+# Nodes in x. With released parameters the bounds part by 2e-4 of the reward, where 1e-3 is allowed.
 NODES = 241
 
 
