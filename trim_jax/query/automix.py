@@ -235,7 +235,7 @@ class AutoMix(_Judged):
 
     reads = SOLUTION
     embedder: Embedder = TfIdf()
-    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    penalties: tuple[float, ...] = (1e-2, 1e-1, 1.0)
 
     @property
     def name(self):

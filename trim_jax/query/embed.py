@@ -8,7 +8,7 @@ encoder plugs in as `lambda texts: my_encoder`.
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import re
 import zlib
 from collections import Counter
@@ -32,6 +32,14 @@ def _features(text: str) -> Iterator[str]:
         word = f"<{piece}>"
         for n in (3, 4):
             yield from (f"#{word[i:i + n]}" for i in range(len(word) - n + 1))
+
+
+@functools.lru_cache(maxsize=16384)  # several routers, and every fold, read the same texts
+def _hashed(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Hash and count of each distinct feature of a text."""
+    counts = Counter(_features(text))
+    hashes = [zlib.crc32(feature.encode()) for feature in counts]
+    return np.array(hashes, np.int64), np.array(list(counts.values()), np.float32)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -72,7 +80,6 @@ class TfIdf:
         """1 + log of the count of each bucket's features, float32 [N, buckets]."""
         out = np.zeros((len(texts), self.buckets), np.float32)
         for row, text in enumerate(texts):
-            for feature, count in Counter(_features(text)).items():
-                bucket = zlib.crc32(feature.encode()) % self.buckets
-                out[row, bucket] += 1.0 + math.log(count)
+            hashes, counts = _hashed(text)
+            np.add.at(out[row], hashes % self.buckets, 1.0 + np.log(counts))
         return out

@@ -91,11 +91,11 @@ class Encoder(Router):
 
     name = "query-bert"
     layers: int = 2
-    width: int = 64
+    width: int = 32
     heads: int = 4
-    dropout: float = 0.1
+    dropout: float = 0.3
     vocabulary: int = 2000
-    length: int = 192
+    length: int = 128
     learning_rates: tuple[float, ...] = (3e-4, 1e-3)
 
     def fit(self, outcomes, key):
@@ -118,7 +118,7 @@ class Encoder(Router):
         for rate in self.learning_rates:
             found[rate] = minimise(loss, start, part(train), part(held),
                                    jax.random.fold_in(key, 2),
-                                   Descent(rate, 0.01, epochs=40, patience=6, rows=32),
+                                   Descent(rate, 0.1, epochs=20, patience=5, rows=32),
                                    f"{self.name}, learning rate {rate:g}")
         rate = min(found, key=lambda r: found[r][1])
         params, value, epoch = found[rate]

@@ -31,7 +31,7 @@ class NearestNeighbours(Router):
 
     name = "query-knn"
     embedder: Embedder = TfIdf()
-    neighbours: tuple[int, ...] = (5, 10, 20, 40, 80)
+    neighbours: tuple[int, ...] = (10, 20, 40, 80, 160)
 
     def fit(self, outcomes, key):
         embed = self.embedder(outcomes.questions)

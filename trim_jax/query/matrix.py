@@ -51,7 +51,7 @@ class MatrixFactorisation(Router):
     embedder: Embedder = TfIdf()
     width: int = 32
     noise: float = 0.3
-    weight_decays: tuple[float, ...] = (0.01, 0.1, 1.0)
+    weight_decays: tuple[float, ...] = (0.1, 1.0, 10.0)
 
     def fit(self, outcomes, key):
         embed = self.embedder(outcomes.questions)

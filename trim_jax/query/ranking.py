@@ -76,13 +76,13 @@ class SimilarityRanking(Router):
 
     Attributes:
       embedder: see `trim_jax.query.embed`.
-      bases: candidates for the base of the weights. The similarities of n-gram embeddings are
-        spread less than those of a language model, so larger ones than RouteLLM's 10 are tried.
+      bases: candidates for the base of the weights. RouteLLM's 10 belongs to the embeddings
+        of its language model; those of n-grams are spread otherwise.
     """
 
     name = "query-sw-ranking"
     embedder: Embedder = TfIdf()
-    bases: tuple[float, ...] = (10.0, 1e2, 1e3, 1e4, 1e5)
+    bases: tuple[float, ...] = (3.0, 10.0, 1e2, 1e3, 1e4, 1e5)
 
     def fit(self, outcomes, key):
         embed = self.embedder(outcomes.questions)

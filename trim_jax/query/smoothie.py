@@ -59,7 +59,7 @@ class Smoothie(Router):
 
     name = "query-smoothie"
     embedder: Embedder = TfIdf()
-    neighbours: tuple[int, ...] = (5, 10, 20, 40, 80)
+    neighbours: tuple[int, ...] = (10, 20, 40, 80, 160)
 
     def fit(self, outcomes, key):
         embed = self.embedder(outcomes.questions)
