@@ -33,7 +33,7 @@ class Given(Fitted):
 def given(scores, calibration, reads=QUESTION):
     scores = np.array(scores, np.float32)
     return Given(name="given", reads=reads, chosen={}, scores=scores,
-                 calibration=np.array(calibration, np.float32))
+                 calibration=np.array(calibration, np.float32)[:, None])
 
 
 def test_cuts_by_hand():
@@ -83,7 +83,7 @@ class Spy(Router):
                 assert not seen & set(outcomes.ids)
                 return np.ones(outcomes.small_correct.shape, np.float32)
 
-        return Checked(name="spy", reads=QUESTION, calibration=np.ones(2, np.float32),
+        return Checked(name="spy", reads=QUESTION, calibration=np.ones((2, 1), np.float32),
                        chosen={"fold": len(self.trained)})
 
 
@@ -98,7 +98,8 @@ def test_cross_validation_never_trains_on_its_test_fold():
 
 def test_cross_validation_keeps_every_question_in_its_row():
     outcomes = separable(60)
-    (found,) = evaluate.cross_validate(outcomes, KEY, [NearestNeighbours(neighbours=(5,))])
+    knn = NearestNeighbours(neighbours=(5,))
+    found, _ = evaluate.cross_validate(outcomes, KEY, [knn])
     at = found.shares.index(0.5)
     assert (found.routed[at] == ~outcomes.small_correct).mean() > 0.9
 
@@ -113,7 +114,7 @@ def test_compare_runs_every_baseline_better_than_random():
     small = [dataclasses.replace(r, layers=1, width=16, heads=2, learning_rates=(3e-3,))
              if r.name == "query-bert" else r for r in evaluate.baselines()]
     found = evaluate.compare(train, test, KEY, small)
-    assert len({f.name for f in found}) == len(found) == 11
+    assert len({f.name for f in found}) == len(found) == 11 + 6
     figures = evaluate.measure(found, test, bootstrap.resample(40, 1, 50))
     for name, row in figures.items():
         if name not in ("query-random", "query-best-single"):

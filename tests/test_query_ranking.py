@@ -6,7 +6,7 @@ import numpy as np
 from fake_outcomes import separable
 
 from trim_jax.query.automix import separation
-from trim_jax.query.ranking import SimilarityRanking, _predict, bradley_terry, weights
+from trim_jax.query.ranking import SimilarityRanking, win_rates, bradley_terry, weights
 
 
 def test_weights_by_hand():
@@ -22,7 +22,7 @@ def test_two_models_give_the_weighted_share_of_wins():
     similarity = np.array([[0.5, 0.1, 0.9, 0.3], [0.1, 0.9, 0.1, 0.1]])
     win = np.array([1.0, 0.5, 0.0, 1.0], np.float32)
     w = weights(similarity, 10.0)
-    np.testing.assert_allclose(_predict(similarity, win, 10.0), (w @ win) / w.sum(1), atol=4e-3)
+    np.testing.assert_allclose(win_rates(similarity, win, 10.0), (w @ win) / w.sum(1), atol=4e-3)
 
 
 def test_three_models_recover_their_ratings():

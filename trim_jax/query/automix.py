@@ -197,7 +197,8 @@ class _Judged(Router):
         verify, v, chosen = self._verifier(outcomes, key)
         if self.decision == "threshold":
             return _FittedJudge(name=self.name, reads=self.reads, chosen=chosen,
-                                calibration=-v.ravel(), verify=verify, model=None)
+                                calibration=-v, rows=np.arange(len(outcomes)), verify=verify,
+                                model=None)
         small, large = outcomes.small_correct, outcomes.large_correct
         gain = large.astype(float) - small
 
@@ -210,8 +211,8 @@ class _Judged(Router):
         bins = min(errors, key=errors.get)
         model = estimate(v.ravel(), small.ravel(), large.ravel(), bins)
         return _FittedJudge(name=self.name, reads=self.reads, chosen={**chosen, "bins": bins},
-                            calibration=model.advantage(v).ravel().astype(np.float32),
-                            verify=verify, model=model)
+                            calibration=model.advantage(v).astype(np.float32),
+                            rows=np.arange(len(outcomes)), is_gain=True, verify=verify, model=model)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -125,8 +125,8 @@ class Encoder(Router):
         return _FittedEncoder(
             name=self.name, reads=self.reads,
             chosen={"learning_rate": rate, "epoch": epoch, "held_out_loss": value},
-            calibration=_scores(net, params, data["tokens"][held]),
-            net=net, params=params, vocabulary=vocabulary, length=length)
+            calibration=_scores(net, params, data["tokens"][held])[:, None], rows=held,
+            is_gain=True, net=net, params=params, vocabulary=vocabulary, length=length)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

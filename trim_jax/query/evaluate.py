@@ -9,7 +9,7 @@ arrays are those of `trim_jax.eval`: `to_table` puts it beside the step-level po
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from trim_jax.query.encoder import Encoder
 from trim_jax.query.knn import NearestNeighbours
 from trim_jax.query.matrix import MatrixFactorisation
 from trim_jax.query.outcomes import Outcomes, folds
+from trim_jax.query.price import per_token
 from trim_jax.query.ranking import SimilarityRanking
 from trim_jax.query.router import QUESTION, SCORES, Fitted, Router
 from trim_jax.query.simple import BestSingle, RandomQuestions
@@ -73,7 +74,7 @@ def cuts(calibration: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
     0 routes nothing; 1 routes everything but a score of -inf.
     """
-    levels = np.sort(calibration)[::-1]
+    levels = np.sort(calibration, axis=None)[::-1]
     out = np.full(len(shares), np.inf, np.float32)
     for i, share in enumerate(shares):
         if share >= 1:
@@ -108,9 +109,13 @@ def sweep(fitted: Fitted, outcomes: Outcomes, shares: tuple[float, ...] = SHARES
 
 def fit_all(train: Outcomes, key: jax.Array,
             routers: Sequence[Router] | None = None) -> list[Fitted]:
-    """Trains the routers (all baselines by default), each with a key of its own position."""
+    """Trains the routers (all baselines by default), each with a key of its own position.
+
+    Those that score expected gains follow a second time, per token (`trim_jax.query.price`).
+    """
     routers = baselines(scores=train.scores is not None) if routers is None else routers
-    return [r.fit(train, jax.random.fold_in(key, i)) for i, r in enumerate(routers)]
+    fitted = [r.fit(train, jax.random.fold_in(key, i)) for i, r in enumerate(routers)]
+    return fitted + [per_token(f, train) for f in fitted if f.is_gain]
 
 
 def compare(train: Outcomes, test: Outcomes, key: jax.Array,
@@ -131,15 +136,17 @@ def cross_validate(outcomes: Outcomes, key: jax.Array, routers: Sequence[Router]
                    parts: int = 5, shares: tuple[float, ...] = SHARES) -> list[QueryFrontier]:
     """Every question routed by routers (and cuts) trained on the other folds."""
     routers = baselines(scores=outcomes.scores is not None) if routers is None else routers
-    routed = [np.zeros((len(shares), *outcomes.small_correct.shape), bool) for _ in routers]
-    chosen: list[list[Mapping[str, Any]]] = [[] for _ in routers]
+    found: dict[str, list[Fitted]] = {}
+    routed: dict[str, np.ndarray] = {}
     for fold, (train, test) in enumerate(folds(len(outcomes), parts, key)):
         fold_key = jax.random.fold_in(key, fold)
-        for i, fitted in enumerate(fit_all(outcomes.take(train), fold_key, routers)):
-            routed[i][:, test] = _route(fitted, outcomes.take(test), shares)
-            chosen[i].append(fitted.chosen)
-    return [_frontier(router.name, router.reads, mask, outcomes, shares, picks)
-            for router, mask, picks in zip(routers, routed, chosen)]
+        for fitted in fit_all(outcomes.take(train), fold_key, routers):
+            mask = routed.setdefault(
+                fitted.name, np.zeros((len(shares), *outcomes.small_correct.shape), bool))
+            mask[:, test] = _route(fitted, outcomes.take(test), shares)
+            found.setdefault(fitted.name, []).append(fitted)
+    return [_frontier(name, fitted[0].reads, routed[name], outcomes, shares,
+                      [f.chosen for f in fitted]) for name, fitted in found.items()]
 
 
 # ------------------------------------------------------------------------ beside other policies

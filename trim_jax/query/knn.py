@@ -40,7 +40,8 @@ class NearestNeighbours(Router):
             vectors[test] @ vectors[train].T, gain[train], k)) for k in self.neighbours}
         k = min(held, key=lambda k: float(np.square(held[k] - gain).mean()))
         return _FittedNeighbours(name=self.name, reads=self.reads, chosen={"k": k},
-                                 calibration=held[k].astype(np.float32),
+                                 calibration=held[k].astype(np.float32)[:, None],
+                                 rows=np.arange(len(outcomes)), is_gain=True,
                                  embed=embed, vectors=vectors, gain=gain, k=k)
 
 

@@ -37,7 +37,7 @@ def log_odds(params: dict[str, jax.Array], vectors: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixFactorisation(Router):
-    """Scores a question by the probability that the large model wins.
+    """Scores a question by P(large wins) - P(small wins).
 
     Attributes:
       embedder: see `trim_jax.query.embed`.
@@ -77,7 +77,8 @@ class MatrixFactorisation(Router):
         return _FittedMatrix(
             name=self.name, reads=self.reads,
             chosen={"weight_decay": decay, "epoch": epoch, "held_out_loss": value},
-            calibration=np.asarray(log_odds(params, vectors[held])), embed=embed, params=params)
+            calibration=_gain(params, vectors[held])[:, None], rows=held, is_gain=True,
+            embed=embed, params=params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,5 +87,8 @@ class _FittedMatrix(Fitted):
     params: dict[str, Any]
 
     def score(self, outcomes: Outcomes) -> np.ndarray:
-        vectors = self.embed(outcomes.questions)
-        return per_seed(np.asarray(log_odds(self.params, vectors)), outcomes)
+        return per_seed(_gain(self.params, self.embed(outcomes.questions)), outcomes)
+
+
+def _gain(params: dict[str, Any], vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(2 * jax.nn.sigmoid(log_odds(params, vectors)) - 1)

@@ -66,13 +66,14 @@ def _win_rates(weight: jax.Array, win: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(rating[:, 1] - rating[:, 0])
 
 
-def _predict(similarity: np.ndarray, win: np.ndarray, base: float) -> np.ndarray:
+def win_rates(similarity: np.ndarray, win: np.ndarray, base: float) -> np.ndarray:
+    """P(large wins) [n] from similarities [n, m] and the shares of wins [m] in training."""
     return np.asarray(_win_rates(jnp.asarray(weights(similarity, base)), jnp.asarray(win)))
 
 
 @dataclasses.dataclass(frozen=True)
 class SimilarityRanking(Router):
-    """Scores a question by the win rate of the large model; the base is chosen on held-out wins.
+    """Scores a question by P(large wins) - P(small wins); the base is chosen on held-out wins.
 
     Attributes:
       embedder: see `trim_jax.query.embed`.
@@ -87,12 +88,13 @@ class SimilarityRanking(Router):
     def fit(self, outcomes, key):
         embed = self.embedder(outcomes.questions)
         vectors, win = embed(outcomes.questions), outcomes.win
-        held = {base: cross_fit(len(outcomes), key, lambda train, test, base=base: _predict(
+        held = {base: cross_fit(len(outcomes), key, lambda train, test, base=base: win_rates(
             vectors[test] @ vectors[train].T, win[train], base)) for base in self.bases}
         base = min(held, key=lambda b: float(np.square(held[b] - win).mean()))
         return _FittedRanking(name=self.name, reads=self.reads, chosen={"base": base},
-                              calibration=held[base], embed=embed, vectors=vectors, win=win,
-                              base=base)
+                              calibration=2 * held[base][:, None] - 1,
+                              rows=np.arange(len(outcomes)), is_gain=True,
+                              embed=embed, vectors=vectors, win=win, base=base)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,4 +106,4 @@ class _FittedRanking(Fitted):
 
     def score(self, outcomes: Outcomes) -> np.ndarray:
         similarity = self.embed(outcomes.questions) @ self.vectors.T
-        return per_seed(_predict(similarity, self.win, self.base), outcomes)
+        return per_seed(2 * win_rates(similarity, self.win, self.base) - 1, outcomes)

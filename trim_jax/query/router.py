@@ -27,16 +27,20 @@ class Fitted:
 
     Attributes:
       name, reads: of its router.
-      calibration: float32 [n], scores of training questions that were held out when the scoring
-        function was made (or of all of them, where nothing was fitted): the cuts are quantiles of
-        these, never of the questions that are judged.
+      calibration: float32 [n, S or 1], scores of training questions that were held out when the
+        scoring function was made (or of all of them, where nothing was fitted): the cuts are
+        quantiles of these, never of the questions that are judged.
+      rows: int [n], which training questions these are; None where they are no questions.
       chosen: hyperparameters chosen on held-out training questions, for the record.
+      is_gain: scores are expected gains in correctness, which a cost can be set against.
     """
 
     name: str
     reads: str
     calibration: np.ndarray
     chosen: Mapping[str, Any]
+    rows: np.ndarray | None = None
+    is_gain: bool = False
 
     def score(self, outcomes: Outcomes) -> np.ndarray:
         """How much to prefer the large model, float32 [N, S]; -inf is never routed.

@@ -22,7 +22,7 @@ class RandomQuestions(Router):
     def fit(self, outcomes, key):
         uniform = (np.arange(1000) + 0.5) / 1000
         return _FittedRandom(name=self.name, reads=self.reads, chosen={}, key=key,
-                             calibration=uniform.astype(np.float32))
+                             calibration=uniform.astype(np.float32)[:, None])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class BestSingle(Router):
         large = bool(outcomes.large_correct.mean() > outcomes.small_correct.mean())
         return _FittedSingle(name=self.name, reads=self.reads,
                              chosen={"model": "large" if large else "small"},
-                             calibration=np.zeros(1, np.float32), large=large)
+                             calibration=np.zeros((1, 1), np.float32), large=large)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,8 @@ class Smoothie(Router):
         k = min(held, key=lambda k: float(np.square(held[k] - excess).mean()))
         writers = 2 if outcomes.mixed_texts is None else 3
         return _FittedSmoothie(name=self.name, reads=self.reads,
-                               chosen={"k": k, "writers": writers}, calibration=held[k],
+                               chosen={"k": k, "writers": writers}, calibration=held[k][:, None],
+                               rows=np.arange(len(outcomes)),
                                embed=embed, vectors=vectors, excess=excess, k=k)
 
 
