@@ -120,26 +120,14 @@ def test_every_setting_has_its_own_values_and_spends_no_less(family):
     assert 0 < together[0].mean() < 0.3 < 0.6 < together[-1].mean() < 1
 
 
-def test_one_shot_settings_part_where_their_decisions_do():
-    policy = Pomdp.of(realistic(steps=8, bins=5), WORTHS)
-    n = 200
-    rng = np.random.default_rng(1)
-    obs = observe(n, draft_score=rng.uniform(size=n).astype(np.float32),
-                  draft_tokens=rng.integers(5, 200, n))  # fmt: skip
-    cut = np.asarray(policy.cut(jnp.zeros(n, int), jnp.full(n, 4), obs))
-    for i, worth in enumerate(WORTHS):
-        np.testing.assert_array_equal(actions(policy, worth, obs) == base.REGENERATE, i >= cut)
-    assert set(cut) == {0, 1, 2, 3, 4}
-
-
 def test_the_routed_loop_takes_them_and_other_weights():
     """Forked, with a state, and with weights exchanged: as the slow path decides step by step."""
     worths = (12.0, 60.0)
     p = realistic(steps=STEPS, bins=5)
     policies = Pomdp.of(p, worths), FilteredPomdp.of(p, worths)
-    asked = [dataclasses.replace(request, policy=i, lo=lo, hi=hi)
+    asked = [dataclasses.replace(request, policy=i, lo=0, hi=len(worths))
              for request in requests(range(6), [NEVER])
-             for i, policy in enumerate(policies) for lo, hi in policy.shared()]
+             for i in range(len(policies))]
     engine = tiny_engine(policies=policies)
     limits = EngineConfig(max_context=CONTEXT, max_steps=STEPS, max_step_tokens=STEP_TOKENS)
     trio = tiny_trio()

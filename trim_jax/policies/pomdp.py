@@ -58,11 +58,14 @@ class _Solved(base.Policy):
         weights = {k: jnp.asarray(v, jnp.float32) for k, v in weights.items()}
         return cls(tuple(float(w) for w in worths), weights)
 
-    def _worthwhile(self, belief: jax.Array, obs: base.Observation) -> jax.Array:
-        """Does rewriting pay at each setting? bool [B, settings]; `belief` float32 [B, 3]."""
+    def _pays(self, belief: jax.Array, obs: base.Observation, dial: jax.Array) -> jax.Array:
+        """Does rewriting pay at the setting `dial` [B]? bool [B]; `belief` float32 [B, 3]."""
         gained = advantage(
             self.weights["ahead"], obs.t, belief, obs.last, self.weights["p_large"])
-        return obs.draft_tokens[:, None] < jnp.asarray(self.settings, jnp.float32) * gained.T
+        pays = obs.draft_tokens[:, None] < jnp.asarray(self.settings, jnp.float32) * gained.T
+        distance = jnp.abs(dial[:, None] - jnp.asarray(self.settings, jnp.float32))
+        setting = distance.argmin(axis=1, keepdims=True)
+        return jnp.take_along_axis(pays, setting, axis=1)[:, 0]
 
     def _seen(self, minimum: jax.Array, score: jax.Array) -> jax.Array:
         """Likelihood of these scores, float32 [B] each, in each state: [B, 3]."""
@@ -71,13 +74,8 @@ class _Solved(base.Policy):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pomdp(_Solved, base.MonotonePolicy):
-    """TRIM-POMDP with the one-shot belief; made by `Pomdp.of`.
-
-    What pays at one setting pays at all higher ones: n* rose with the worth of a right answer in
-    all problems that we solved, and where it would fall, the lower setting decides. So one row
-    stands for many settings, and forks where they part.
-    """
+class Pomdp(_Solved):
+    """TRIM-POMDP with the one-shot belief; made by `Pomdp.of`."""
 
     name: ClassVar[str] = "pomdp"
 
@@ -94,12 +92,9 @@ class Pomdp(_Solved, base.MonotonePolicy):
         flat = parameters.joint.reshape(3, -1)
         return cls._of(parameters, worths, flat, likelihood=parameters.joint, prior=prior)
 
-    def signal(self, obs):
-        """The highest setting at which the draft stands; 0 if there is none."""
+    def decide(self, dial, obs, state):
         belief = _update(self.weights["prior"], self._seen(obs.min_score, obs.draft_score))
-        pays = self._worthwhile(belief, obs)
-        first = jnp.where(pays.any(axis=1), pays.argmax(axis=1), len(self.settings))
-        return jnp.asarray((0.0, *self.settings), jnp.float32)[first]
+        return jnp.where(self._pays(belief, obs, dial), base.REGENERATE, base.ACCEPT), state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +127,7 @@ class FilteredPomdp(_Solved):
         seen = jnp.where((obs.t == 0)[:, None], first[:, _bin(obs.draft_score, first.shape[1])].T,
                          self._seen(obs.min_score, obs.draft_score))
         belief = _update(next_draft(state, self.weights["p_small"]), seen)
-        distance = jnp.abs(dial[:, None] - jnp.asarray(self.settings, jnp.float32))
-        setting = distance.argmin(axis=1, keepdims=True)
-        pays = jnp.take_along_axis(self._worthwhile(belief, obs), setting, axis=1)[:, 0]
+        pays = self._pays(belief, obs, dial)
         accepted, rewritten = text_right(belief, self.weights["p_large"])
         action = jnp.where(pays, base.REGENERATE, base.ACCEPT)
         return action, jnp.where(pays, rewritten, accepted)
