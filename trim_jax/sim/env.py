@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from trim_jax.policies import base
 from trim_jax.sim import noise
-from trim_jax.sim.process import FIRST, LARGE, LAST, S0, S1, S2, SMALL, Process
+from trim_jax.sim.process import LARGE, S0, S1, S2, SMALL, Process
 
 
 @flax.struct.dataclass
@@ -30,7 +30,7 @@ class State:
 
     Attributes:
       key: uint32 [B], the problem: all its random numbers come from it.
-      n_steps: int32 [B].
+      plan: int32 [B], row of the process's table of plans. n_steps: int32 [B], of the plan.
       effects: float32 ([B], [B]), of the problem (its number of steps included) on each model's logit.
       t: int32 [B], step in question, 0-based.
       kind: int32 [B], of that step.
@@ -43,6 +43,7 @@ class State:
     """
 
     key: jax.Array
+    plan: jax.Array
     n_steps: jax.Array
     effects: tuple[jax.Array, jax.Array]
     t: jax.Array
@@ -123,8 +124,7 @@ def _happens(logit: jax.Array, u: jax.Array) -> jax.Array:
 def _draft(process: Process, state: State, wrong: jax.Array) -> State:
     """Draw the draft of step t of prefixes that are `wrong` or right."""
     luck = noise.bits(state.key, state.t, noise.DRAFT)
-    middle = _read(process.next_kind, state.kind, noise.low8(luck))
-    kind = jnp.where(state.t == state.n_steps - 1, LAST, jnp.where(state.t == 0, FIRST, middle))
+    kind = _read(process.kinds, state.plan, state.t)
     state = state.replace(kind=kind)
     right = _happens(_right(process, SMALL, state), noise.uniform24(luck))
     latent = jnp.where(wrong, S1, jnp.where(right, S0, S2))
@@ -142,8 +142,9 @@ def _problems(process: Process, keys: jax.Array) -> State:
     zero, one = jnp.zeros_like(keys, jnp.int32), jnp.ones_like(keys, jnp.float32)
     # Step -1 is the problem itself.
     draw = functools.partial(noise.bits, keys, zero - 1)
-    index = (draw(noise.PROBLEM) >> 16).astype(jnp.int32) & (process.steps.shape[0] - 1)
-    n_steps = _read(process.steps, index)
+    count = process.n_steps.shape[0]
+    plan = ((draw(noise.PROBLEM) >> 16).astype(jnp.int32) * count) >> 16
+    n_steps = _read(process.n_steps, plan)
     z_small, z_large = noise.normal(draw(noise.EFFECT_SMALL)), noise.normal(draw(noise.EFFECT_LARGE))
     rho = process.effect_correlation
     z_large = rho * z_small + jnp.sqrt(1 - rho * rho) * z_large
@@ -152,14 +153,13 @@ def _problems(process: Process, keys: jax.Array) -> State:
         for m, z in enumerate((z_small, z_large))
     )
     width = process.max_steps if process.history else 0
-    state = State(
-        key=keys, n_steps=n_steps, effects=effects, t=zero, kind=zero, latent=zero,
+    return State(
+        key=keys, plan=plan, n_steps=n_steps, effects=effects, t=zero, kind=zero, latent=zero,
         draft_score=one, draft_tokens=zero, large_tokens=zero, min_score=one, prod_score=one,
         done=zero > 0,
         scores=jnp.full([len(keys), width], jnp.nan, jnp.float32),
         writers=jnp.zeros([len(keys), width], jnp.int32),
     )  # fmt: skip
-    return state
 
 
 def reset(process: Process, key: jax.Array, rows: int) -> State:

@@ -29,7 +29,6 @@ class Events:
       score: float [E], of this step. tokens: int [E], of this step.
       draft_right: int [E], 1, 0 or, without a draft, -1 (rewrites only, as the next two).
       draft_score: float [E]. draft_tokens: int [E].
-      before_tokens: int [E], draft length at the step before (the step's, where it had no draft).
     """
 
     problem: np.ndarray
@@ -44,7 +43,6 @@ class Events:
     draft_right: np.ndarray
     draft_score: np.ndarray
     draft_tokens: np.ndarray
-    before_tokens: np.ndarray
 
     def __len__(self) -> int:
         return len(self.t)
@@ -60,18 +58,24 @@ class Events:
 
 
 @dataclasses.dataclass(frozen=True)
-class Endings:
-    """One row a trace: number of steps, whether all are right, whether the answer is, its weight
-    (the traces of one problem and seed together weigh 1)."""
+class Solutions:
+    """Of every problem and seed (R), one trace and what came of all.
+
+    Attributes:
+      n: int [R], steps of the trace: one that is right to the end, if any.
+      tokens: int [R, most], draft length of each of its steps (the step's own, where none).
+      wrong, lucky: float [R], share of the traces with a wrong step, and of those that have one
+        and the right answer all the same.
+    """
 
     n: np.ndarray
-    right: np.ndarray
-    correct: np.ndarray
-    weight: np.ndarray
+    tokens: np.ndarray
+    wrong: np.ndarray
+    lucky: np.ndarray
 
 
-def read_events(result: Result) -> tuple[Events, Events, Endings]:
-    """Drafts, steps of the large model, and endings of a run.
+def read_events(result: Result) -> tuple[Events, Events, Solutions]:
+    """Drafts, steps of the large model, and solutions of a run.
 
     Raises:
       ResultError: the run carries no labels of right and wrong steps.
@@ -79,9 +83,10 @@ def read_events(result: Result) -> tuple[Events, Events, Endings]:
     problem_at = {p.id: i for i, p in enumerate(result.problems)}
     drafts: dict[tuple, list] = {}
     rewrites: dict[tuple, list] = {}
-    endings = []
+    endings: dict[tuple, list] = {}
     for trace in result.traces:
-        at, text, prefix_right, least, before = problem_at[trace.problem_id], "", True, 1.0, -1
+        at, text, prefix_right, least = problem_at[trace.problem_id], "", True, 1.0
+        lengths = []
         for t, step in enumerate(trace.steps):
             if step.right is None:
                 raise ResultError(
@@ -92,17 +97,22 @@ def read_events(result: Result) -> tuple[Events, Events, Endings]:
             where = [at, trace.seed, t, len(trace.steps), prefix_right]
             draft = _draft_of(step)
             if draft is not None:
-                found = [*where, draft[0], least, draft[1], draft[2], -1, np.nan, -1, before]
+                found = [*where, draft[0], least, draft[1], draft[2], -1, np.nan, -1]
                 _keep(drafts, (at, trace.seed, text), found)
             if step.writer == "large":
                 own = [*where, step.right, least, _number(step.score), step.n_tokens]
                 known = (-1, np.nan, -1) if draft is None else draft
-                _keep(rewrites, (at, trace.seed, text), [*own, *known, before], at_index=9)
-            before = step.n_tokens if draft is None else draft[2]
+                _keep(rewrites, (at, trace.seed, text), [*own, *known], at_index=9)
+            lengths.append(step.n_tokens if draft is None else draft[2])
             least = least if step.score is None else min(least, step.score)
             prefix_right, text = step.right, f"{text}{step.text}\n\n"
-        endings.append((at, trace.seed, len(trace.steps), prefix_right, trace.correct))
-    return _columns(drafts), _columns(rewrites), _endings(endings)
+        ending = (prefix_right, trace.correct and not prefix_right, lengths)
+        endings.setdefault((at, trace.seed), []).append(ending)
+    # A step written without a draft may have one in another trace of the same text.
+    for key, row in rewrites.items():
+        if row[9] == -1 and key in drafts:
+            row[9:] = [drafts[key][5], *drafts[key][7:9]]
+    return _columns(drafts), _columns(rewrites), _solutions(list(endings.values()))
 
 
 def _number(score: float | None) -> float:
@@ -127,12 +137,15 @@ def _keep(events: dict[tuple, list], key: tuple, row: list, at_index: int = 7) -
 
 
 def _columns(events: dict[tuple, list]) -> Events:
-    kinds = (int, int, int, int, bool, bool, float, float, int, int, float, int, int)
+    kinds = (int, int, int, int, bool, bool, float, float, int, int, float, int)
     columns = zip(*events.values()) if events else ((),) * len(kinds)
     return Events(*(np.array(c, kind) for c, kind in zip(columns, kinds)))
 
 
-def _endings(rows: list[tuple]) -> Endings:
-    problem, seed, n, right, correct = (np.array(c) for c in zip(*rows))
-    _, group, counts = np.unique([problem, seed], axis=1, return_inverse=True, return_counts=True)
-    return Endings(n, right.astype(bool), correct.astype(bool), 1.0 / counts[group])
+def _solutions(groups: list[list[tuple]]) -> Solutions:
+    chosen = [max(group, key=lambda ending: ending[0])[2] for group in groups]  # the first right one
+    tokens = np.zeros((len(groups), max(map(len, chosen))), int)
+    for row, lengths in zip(tokens, chosen):
+        row[: len(lengths)] = lengths
+    right, lucky = (np.array([np.mean([e[i] for e in g]) for g in groups]) for i in range(2))
+    return Solutions(np.array([len(c) for c in chosen]), tokens, 1 - right, lucky)

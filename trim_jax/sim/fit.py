@@ -24,8 +24,8 @@ import scipy.optimize
 from trim_jax.errors import ResultError
 from trim_jax.eval.traces import load_result
 from trim_jax.sim import tables
-from trim_jax.sim.events import Endings, Events, read_events
-from trim_jax.sim.process import FIRST, LAST, S1, Process
+from trim_jax.sim.events import Solutions, Events, read_events
+from trim_jax.sim.process import FIRST, LAST, MAX_PLANS, Process
 
 MAX_KINDS = 10  # between the first step and the last
 NODES = 11  # of the quadrature, for each effect
@@ -61,17 +61,17 @@ def fit_traces(folder: str | Path, max_steps: int = 30) -> tuple[Process, Report
       ResultError: the folder is not a finished run, has no labels, or lacks drafts that were scored
         or steps of the large model.
     """
-    drafts, rewrites, endings = read_events(load_result(folder))
+    drafts, rewrites, solutions = read_events(load_result(folder))
     if not len(rewrites) or np.isnan(drafts.score).all():
         raise ResultError(
             f"{folder}: the simulator needs scored drafts and steps of the large model; a sweep of "
             "thresholds has both"
         )
-    return fit_events(drafts, rewrites, endings, max_steps)
+    return fit_events(drafts, rewrites, solutions, max_steps)
 
 
 def fit_events(
-    drafts: Events, rewrites: Events, endings: Endings, max_steps: int = 30
+    drafts: Events, rewrites: Events, solutions: Solutions, max_steps: int = 30
 ) -> tuple[Process, Report]:
     """As `fit_traces`, from events."""
     scored = ~np.isnan(drafts.score)
@@ -90,29 +90,27 @@ def fit_events(
     )
     both = rewrites.draft_right >= 0
     slope, rest = tables.strong_lengths(rewrites[both], strong_kind[both], kinds)
-    after = drafts.t > 0
-    n = np.minimum(endings.n, max_steps)
-    before = _kinds(drafts.t[after] - 1, drafts.n[after], drafts.before_tokens[after], edges)
-    moves = draft_kind[after] != LAST
-    wrong = ~endings.right
+    n_steps = np.minimum(solutions.n, max_steps)[:MAX_PLANS]
+    plan_tokens = np.zeros([len(n_steps), max_steps], int)
+    seen = min(max_steps, solutions.tokens.shape[1])
+    plan_tokens[:, :seen] = solutions.tokens[: len(n_steps), :seen]
     by_length = effects["slope"][:, None] * tables.length_scale(max_steps)
     process = Process(
-        steps=tables.entries(n, endings.weight, 1024).astype(np.int32),
+        n_steps=n_steps,
+        kinds=_kinds(np.arange(max_steps), n_steps[:, None], plan_tokens, edges),
         effect_sd=effects["sd"],
         effect_correlation=effects["rho"],
         by_length=by_length,
         logit=np.repeat(effects["logit"][:, :, None], max_steps, axis=2)
         + effects["trend"][:, None, None] * tables.step_scale(max_steps),
         draft_wrong=effects["draft_wrong"],
-        next_kind=tables.next_kinds(before[moves], draft_kind[after][moves], kinds),
         draft_tokens=tables.by_kind(drafts.tokens, draft_kind, kinds),
         strong_slope=slope,
         strong_rest=rest,
         min_edges=min_edges,
         scores=scores,
         same=tables.repeats(rewrites[both]),
-        lucky=np.average(endings.correct[wrong], weights=endings.weight[wrong])
-        if wrong.any() else 0.0,
+        lucky=solutions.lucky.sum() / max(solutions.wrong.sum(), 1e-9),
     )  # fmt: skip
     process = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.int32 if np.asarray(x).dtype.kind == "i" else jnp.float32),

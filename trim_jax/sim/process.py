@@ -6,18 +6,18 @@
     S1  a step before this one is wrong, nothing can mend it
     S2  only the draft is wrong
 
-**A problem** has a number of steps N, which both models know, and two effects on the logit scale,
-one for each model, drawn from a bivariate normal: what is hard for the small model is hard for the
-large one. Without them a rejected step would get a fresh chance at every attempt, and the accuracy
-of careful thresholds would come out far too high (method, section 5).
+**A problem** is a plan, drawn from a table of plans, and two effects. The plan is the number of
+steps N and the kind of each: FIRST, LAST, or one of the kinds between (groups of steps of similar
+length); both models follow it. The effects, one for each model, come from a bivariate normal on the
+logit scale: what is hard for the small model is hard for the large one. Without them a rejected step
+would get a fresh chance at every attempt, and the accuracy of careful thresholds would come out far
+too high (method, section 5).
 
-**A step** is of a kind: FIRST, LAST, or one of the kinds between (groups of steps of similar
-length), which follow one another as a Markov chain. Given a right prefix, model m writes it right
-with probability
+**A step**, given a right prefix, is right with probability
 
     sigmoid(logit[m, kind, t] + by_length[m, N] + effect[m] - [m is large and the draft is wrong] draft_wrong)
 
-The last term says that a step the small model fails at is harder for the large model too.
+for model m. The last term says that a step the small model fails at is harder for the large model too.
 
 **The PRM** scores a step by its state, kind, writer, and the least score accepted before it: the
 score is read from the quantile function of that cell. A rewrite may repeat the draft word for word
@@ -36,6 +36,7 @@ import jax.numpy as jnp
 S0, S1, S2 = range(3)
 SMALL, LARGE = range(2)
 FIRST, LAST = range(2)  # the other kinds of steps are 2, 3, ...
+MAX_PLANS = 32768
 
 ENTRIES = 256  # equally likely entries of the tables that are drawn from with eight random bits
 
@@ -45,14 +46,14 @@ class Process:
     """Parameters of the process. Z kinds of steps, M steps at most, C bins of the least score.
 
     Attributes:
-      steps: int32 [n], numbers of steps of a problem, equally likely; each in 1..M. n is a power of
-        two, at most 65536.
+      n_steps: int32 [P], number of steps of each plan, in 1..M; at most MAX_PLANS plans, all equally
+        likely.
+      kinds: int32 [P, M], kind of each of its steps; what follows the last is not read.
       effect_sd: float32 [2], standard deviation of the problem effect on each model's logit.
       effect_correlation: float32 [], of the two effects.
       by_length: float32 [2, M + 1], effect of the number of steps on each model's logit.
       logit: float32 [2, Z, M], of a right step given a right prefix, for an average problem.
       draft_wrong: float32 [], taken off the large model's logit where the draft is wrong.
-      next_kind: int32 [Z, ENTRIES], the kind after each kind, for steps that are not the last.
       draft_tokens: float32 [Z, ENTRIES], length of the draft, whole numbers.
       strong_slope: float32 [], tokens of the large model's step for each token of the draft.
       strong_rest: float32 [Z, ENTRIES], what is added to that, then rounded and kept at 1 or more.
@@ -65,13 +66,13 @@ class Process:
       history: static; observations carry all scores and writers, which costs speed.
     """
 
-    steps: jax.Array
+    n_steps: jax.Array
+    kinds: jax.Array
     effect_sd: jax.Array
     effect_correlation: jax.Array
     by_length: jax.Array
     logit: jax.Array
     draft_wrong: jax.Array
-    next_kind: jax.Array
     draft_tokens: jax.Array
     strong_slope: jax.Array
     strong_rest: jax.Array
@@ -84,6 +85,12 @@ class Process:
     @property
     def max_steps(self) -> int:
         return self.logit.shape[2]
+
+
+def plans(n_steps: jax.Array, max_steps: int) -> jax.Array:
+    """Kinds int32 [P, M] of plans with one kind between the first step and the last."""
+    t = jnp.arange(max_steps)
+    return jnp.where(t == n_steps[:, None] - 1, LAST, jnp.where(t == 0, FIRST, 2))
 
 
 def simple_process(
@@ -99,13 +106,13 @@ def simple_process(
     means = jnp.array([right_score, wrong_score, wrong_score])
     scores = (means[:, None] + quantiles)[None, :, None, None]
     return Process(
-        steps=jnp.array([steps]),
+        n_steps=jnp.array([steps]),
+        kinds=plans(jnp.array([steps]), max_steps),
         effect_sd=jnp.zeros(2),
         effect_correlation=jnp.zeros(()),
         by_length=jnp.zeros([2, max_steps + 1]),
         logit=jnp.broadcast_to(logit[:, None, None], (2, kinds, max_steps)).astype(jnp.float32),
         draft_wrong=jnp.zeros(()),
-        next_kind=jnp.full([kinds, ENTRIES], 2, jnp.int32),
         draft_tokens=jnp.full([kinds, ENTRIES], float(tokens)),
         strong_slope=jnp.ones(()),
         strong_rest=jnp.zeros([kinds, ENTRIES]),

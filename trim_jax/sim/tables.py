@@ -9,7 +9,6 @@ from trim_jax.sim.events import Events
 from trim_jax.sim.process import ENTRIES, S0, S1, S2
 
 QUANTILES = 128  # Q of the score tables
-_MOVES = 5.0  # pseudo-observations of the overall distribution in each row of `next_kind`
 _PSEUDO = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0)  # candidates of the score cells
 _FOLDS = 5
 
@@ -26,14 +25,10 @@ def step_scale(t):
     return jnp.asarray(t, jnp.float32) / 10.0 - 0.4
 
 
-def entries(values: np.ndarray, weights: np.ndarray | None, n: int = ENTRIES) -> np.ndarray:
-    """`n` equally likely values [n], ascending, that stand for a weighted sample."""
-    values = np.asarray(values, float)
-    weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order])
-    at = np.searchsorted(reached / reached[-1], (np.arange(n) + 0.5) / n)
-    return values[order][np.minimum(at, len(values) - 1)]
+def entries(values: np.ndarray, n: int = ENTRIES) -> np.ndarray:
+    """`n` equally likely values [n], ascending, that stand for a sample."""
+    ordered = np.sort(np.asarray(values, float))
+    return ordered[((np.arange(n) + 0.5) / n * len(ordered)).astype(int)]
 
 
 def cut_lengths(tokens: np.ndarray, right: np.ndarray, most: int) -> np.ndarray:
@@ -45,7 +40,7 @@ def cut_lengths(tokens: np.ndarray, right: np.ndarray, most: int) -> np.ndarray:
     if not len(tokens):
         return np.zeros(0, int)
     # At most 64 candidate cells, of similar numbers of drafts.
-    starts = np.unique(entries(tokens, None, 64).astype(int))
+    starts = np.unique(entries(tokens, 64).astype(int))
     starts[0] = min(starts[0], tokens.min())
     cell = np.searchsorted(starts, tokens, side="right") - 1
     total = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=len(starts)))])
@@ -71,21 +66,10 @@ def cut_lengths(tokens: np.ndarray, right: np.ndarray, most: int) -> np.ndarray:
     return starts[list(edges[1:])]
 
 
-def next_kinds(before: np.ndarray, after: np.ndarray, kinds: int) -> np.ndarray:
-    """int [kinds, ENTRIES]: the kind that follows each kind, among steps that are not the last."""
-    overall = np.bincount(after, minlength=kinds).astype(float)
-    if not len(after):
-        return np.full([kinds, ENTRIES], 2)
-    counts = np.zeros([kinds, kinds])
-    np.add.at(counts, (before, after), 1.0)
-    counts += _MOVES * overall / overall.sum()
-    return np.stack([entries(np.arange(kinds), row) for row in counts]).astype(int)
-
-
 def by_kind(values: np.ndarray, kind: np.ndarray, kinds: int) -> np.ndarray:
     """[kinds, ENTRIES]: the values of each kind; those of all where a kind has none."""
     rows = (values[kind == k] if (kind == k).any() else values for k in range(kinds))
-    return np.stack([entries(row, None) for row in rows])
+    return np.stack([entries(row) for row in rows])
 
 
 def strong_lengths(rewrites: Events, kind: np.ndarray, kinds: int) -> tuple[float, np.ndarray]:
