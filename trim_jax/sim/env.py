@@ -145,7 +145,9 @@ def _problems(process: Process, keys: jax.Array) -> State:
     count = process.n_steps.shape[0]
     plan = ((draw(noise.PROBLEM) >> 16).astype(jnp.int32) * count) >> 16
     n_steps = _read(process.n_steps, plan)
-    z_small, z_large = noise.normal(draw(noise.EFFECT_SMALL)), noise.normal(draw(noise.EFFECT_LARGE))
+    z_small, z_large = (
+        noise.normal(noise.uniform24(draw(s))) for s in (noise.EFFECT_SMALL, noise.EFFECT_LARGE)
+    )
     rho = process.effect_correlation
     z_large = rho * z_small + jnp.sqrt(1 - rho * rho) * z_large
     effects = tuple(
@@ -193,7 +195,8 @@ def _rewrite(process: Process, state: State) -> tuple[jax.Array, jax.Array, jax.
     luck = noise.bits(state.key, state.t, noise.STRONG)
     text = noise.bits(state.key, state.t, noise.STRONG_TEXT)
     draft_wrong = state.latent == S2
-    logit = _right(process, LARGE, state) - jnp.where(draft_wrong, process.draft_wrong, 0.0)
+    harder = process.draft_wrong[0] + process.draft_wrong[1] * state.draft_score
+    logit = _right(process, LARGE, state) - jnp.where(draft_wrong, harder, 0.0)
     right = _happens(logit, noise.uniform24(luck)) & (state.latent != S1)
     latent = jnp.where(state.latent == S1, S1, jnp.where(right, S0, S2))
     score = _score(process, LARGE, latent, state.kind, state.min_score, noise.high16(text))

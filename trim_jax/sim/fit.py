@@ -140,6 +140,8 @@ def _per_problem(events: Events, kind: np.ndarray, problems: np.ndarray) -> dict
     shape = (len(problems), int(place.max()) + 1)
     columns = {
         "kind": kind, "t": events.t, "n": events.n, "right": events.right,
+        # Of a draft without a score, half-way between the heaps of right and wrong steps.
+        "draft_score": np.where(np.isnan(events.draft_score), 0.5, events.draft_score),
         "draft_right": events.draft_right, "used": np.ones(len(events), bool),
     }  # fmt: skip
     out = {}
@@ -160,7 +162,7 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
 
     def split(x):
         shapes = {"logit": (2, kinds), "sd": (2,), "rho": (), "slope": (2,), "trend": (2,),
-                  "draft_wrong": ()}  # fmt: skip
+                  "draft_wrong": (2,)}  # fmt: skip
         out, at = {}, 0
         for name, shape in shapes.items():
             size = int(np.prod(shape))
@@ -179,7 +181,8 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
             sign = jnp.where(events["right"], 1.0, -1.0)[..., None]
             found = jax.nn.log_sigmoid(sign * logit)
             if model == 1:
-                harder = jax.nn.log_sigmoid(sign * (logit - p["draft_wrong"]))
+                off = p["draft_wrong"][0] + p["draft_wrong"][1] * events["draft_score"]
+                harder = jax.nn.log_sigmoid(sign * (logit - off[..., None]))
                 # Without a draft, the chance that it would have been wrong is the small model's.
                 weak = p["logit"][0][events["kind"]][..., None] + p["sd"][0] * z[0]
                 either = jnp.logaddexp(
@@ -194,7 +197,7 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
         spread = p["logit"] - p["logit"].mean(axis=1, keepdims=True)
         return -0.5 * (
             (spread**2).sum() / _LOGIT_SD**2
-            + ((p["sd"] ** 2).sum() + p["draft_wrong"] ** 2) / _EFFECT_SD**2
+            + ((p["sd"] ** 2).sum() + (p["draft_wrong"] ** 2).sum()) / _EFFECT_SD**2
             + (p["slope"] ** 2).sum() + (p["trend"] ** 2).sum()
         ) + jnp.log1p(-p["rho"] ** 2)  # fmt: skip
 
@@ -206,7 +209,7 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
         return float(value), np.asarray(slope, float)
 
     start = np.concatenate([np.full(kinds, 1.0), np.full(kinds, 3.0), np.log([0.5, 0.5]), [0.5],
-                            np.zeros(5)])  # fmt: skip
+                            np.zeros(6)])  # fmt: skip
     best = scipy.optimize.minimize(both, start, jac=True, method="L-BFGS-B")
     x = jnp.asarray(best.x, jnp.float32)
     found = {name: np.asarray(value) for name, value in split(x).items()}
@@ -220,8 +223,10 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
     for name in ("sd", "slope", "trend"):
         for model, label in enumerate(("small", "large")):
             parameters[f"{name}.{label}"] = (float(found[name][model]), float(errors[name][model]))
-    for name in ("rho", "draft_wrong"):
-        parameters[name] = (float(found[name]), float(errors[name]))
+    parameters["rho"] = float(found["rho"]), float(errors["rho"])
+    for i, label in enumerate(("constant", "score")):
+        name = "draft_wrong"
+        parameters[f"{name}.{label}"] = (float(found[name][i]), float(errors[name][i]))
     report = Report(
         parameters=parameters, log_likelihood=float(log_likelihood(split(x))),
         problems=len(problems), drafts=int(small["used"].sum()), rewrites=int(large["used"].sum()),

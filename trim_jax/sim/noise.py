@@ -53,6 +53,6 @@ def low8(x: jax.Array) -> jax.Array:
     return (x & 0xFF).astype(jnp.int32)
 
 
-def normal(x: jax.Array) -> jax.Array:
-    """A standard normal, float32, of 32 random bits."""
-    return jnp.sqrt(2.0) * jax.lax.erf_inv(2 * uniform24(x) - 1)
+def normal(u: jax.Array) -> jax.Array:
+    """The standard normal at quantile `u`."""
+    return jnp.sqrt(2.0) * jax.lax.erf_inv(2 * u - 1)

@@ -15,12 +15,14 @@ too high (method, section 5).
 
 **A step**, given a right prefix, is right with probability
 
-    sigmoid(logit[m, kind, t] + by_length[m, N] + effect[m] - [m is large and the draft is wrong] draft_wrong)
+    sigmoid(logit[m, kind, t] + by_length[m, N] + effect[m]
+            - [m is large and the draft is wrong] (draft_wrong[0] + draft_wrong[1] * draft score))
 
-for model m. The last term says that a step the small model fails at is harder for the large model too.
+for model m. The last term says that a step the small model fails at is harder for the large one too,
+and that an error which deceives the PRM is one that the large model tends to make itself.
 
 **The PRM** scores a step by its state, kind, writer, and the least score accepted before it: the
-score is read from the quantile function of that cell. A rewrite may repeat the draft word for word
+score is read from the quantile function of that cell.  A rewrite may repeat the draft word for word
 (`same`), and then has its score.
 
 **The reward** is 1 if every accepted step is right; a wrong solution still ends on the right answer
@@ -53,7 +55,8 @@ class Process:
       effect_correlation: float32 [], of the two effects.
       by_length: float32 [2, M + 1], effect of the number of steps on each model's logit.
       logit: float32 [2, Z, M], of a right step given a right prefix, for an average problem.
-      draft_wrong: float32 [], taken off the large model's logit where the draft is wrong.
+      draft_wrong: float32 [2], taken off the large model's logit where the draft is wrong: a constant,
+        and a multiple of the draft's score.
       draft_tokens: float32 [Z, ENTRIES], length of the draft, whole numbers.
       strong_slope: float32 [], tokens of the large model's step for each token of the draft.
       strong_rest: float32 [Z, ENTRIES], what is added to that, then rounded and kept at 1 or more.
@@ -112,7 +115,7 @@ def simple_process(
         effect_correlation=jnp.zeros(()),
         by_length=jnp.zeros([2, max_steps + 1]),
         logit=jnp.broadcast_to(logit[:, None, None], (2, kinds, max_steps)).astype(jnp.float32),
-        draft_wrong=jnp.zeros(()),
+        draft_wrong=jnp.zeros(2),
         draft_tokens=jnp.full([kinds, ENTRIES], float(tokens)),
         strong_slope=jnp.ones(()),
         strong_rest=jnp.zeros([kinds, ENTRIES]),
