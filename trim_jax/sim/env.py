@@ -126,7 +126,7 @@ def _draft(process: Process, state: State, wrong: jax.Array) -> State:
     luck = noise.bits(state.key, state.t, noise.DRAFT)
     kind = _read(process.kinds, state.plan, state.t)
     state = state.replace(kind=kind)
-    right = _happens(_right(process, SMALL, state), noise.uniform24(luck))
+    right = _happens(_right(process, SMALL, state), noise.uniform(luck))
     latent = jnp.where(wrong, S1, jnp.where(right, S0, S2))
     text = noise.bits(state.key, state.t, noise.DRAFT_TEXT)
     u = noise.high16(text)
@@ -146,7 +146,7 @@ def _problems(process: Process, keys: jax.Array) -> State:
     plan = ((draw(noise.PROBLEM) >> 16).astype(jnp.int32) * count) >> 16
     n_steps = _read(process.n_steps, plan)
     z_small, z_large = (
-        noise.normal(noise.uniform24(draw(s))) for s in (noise.EFFECT_SMALL, noise.EFFECT_LARGE)
+        noise.normal(noise.uniform(draw(s))) for s in (noise.EFFECT_SMALL, noise.EFFECT_LARGE)
     )
     rho = process.effect_correlation
     z_large = rho * z_small + jnp.sqrt(1 - rho * rho) * z_large
@@ -181,7 +181,7 @@ def observe(process: Process, state: State) -> base.Observation:
         scores=state.scores,
         writers=state.writers,
         last=state.t == state.n_steps - 1,
-        uniform=noise.uniform24(luck),
+        uniform=noise.uniform(luck),
         right=state.latent == S0,
         prefix_right=state.latent != S1,
         large_tokens=state.large_tokens,
@@ -197,7 +197,7 @@ def _rewrite(process: Process, state: State) -> tuple[jax.Array, jax.Array, jax.
     draft_wrong = state.latent == S2
     harder = process.draft_wrong[0] + process.draft_wrong[1] * state.draft_score
     logit = _right(process, LARGE, state) - jnp.where(draft_wrong, harder, 0.0)
-    right = _happens(logit, noise.uniform24(luck)) & (state.latent != S1)
+    right = _happens(logit, noise.uniform(luck)) & (state.latent != S1)
     latent = jnp.where(state.latent == S1, S1, jnp.where(right, S0, S2))
     score = _score(process, LARGE, latent, state.kind, state.min_score, noise.high16(text))
     repeats = _read(process.same, latent) * 256 > noise.low8(luck).astype(jnp.float32)
@@ -223,7 +223,7 @@ def step(
     spent = jnp.where(large & ~state.done, strong_tokens, 0)
     ends = ~state.done & (state.t == state.n_steps - 1)
     # The luck of a wrong solution is the problem's, whoever wrote it.
-    u = noise.uniform24(noise.bits(state.key, jnp.full_like(state.t, -1), noise.NEXT))
+    u = noise.uniform(noise.bits(state.key, jnp.full_like(state.t, -1), noise.NEXT))
     reward = (ends & (right | (u < process.lucky))).astype(jnp.float32)
 
     done = state.done | ends

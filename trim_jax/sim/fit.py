@@ -213,11 +213,10 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
     best = scipy.optimize.minimize(both, start, jac=True, method="L-BFGS-B")
     x = jnp.asarray(best.x, jnp.float32)
     found = {name: np.asarray(value) for name, value in split(x).items()}
-    errors = np.sqrt(np.abs(np.diag(np.linalg.inv(np.asarray(jax.hessian(loss)(x), float)))))
-    errors = {name: np.asarray(e) for name, e in split(jnp.asarray(errors)).items()}
+    raw = np.sqrt(np.abs(np.diag(np.linalg.inv(np.asarray(jax.hessian(loss)(x), float)))))
+    errors = {name: np.asarray(value) for name, value in split(jnp.asarray(raw)).items()}
     # sd and rho are estimated through log and atanh: the delta method.
     at = 2 * kinds
-    raw = np.sqrt(np.abs(np.diag(np.linalg.inv(np.asarray(jax.hessian(loss)(x), float)))))
     errors |= {"sd": found["sd"] * raw[at : at + 2], "rho": (1 - found["rho"] ** 2) * raw[at + 2]}
     parameters = {}
     for name in ("sd", "slope", "trend"):

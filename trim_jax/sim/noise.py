@@ -37,10 +37,10 @@ def bits(keys: jax.Array, t: jax.Array, stream: int) -> jax.Array:
     return mix(keys + t.astype(jnp.uint32) * jnp.uint32(_STEP) + offset)
 
 
-def uniform24(x: jax.Array) -> jax.Array:
-    """The upper 24 bits as float32 in (0, 1)."""
+def uniform(x: jax.Array) -> jax.Array:
+    """The upper 23 bits as float32 in (0, 1), both ends left out."""
     # uint32 to float has no fast instruction; int32 has.
-    return ((x >> 8).astype(jnp.int32).astype(jnp.float32) + 0.5) * 2.0**-24
+    return ((x >> 9).astype(jnp.int32).astype(jnp.float32) + 0.5) * 2.0**-23
 
 
 def high16(x: jax.Array) -> jax.Array:

@@ -39,7 +39,7 @@ from trim_jax.sim.process import ENTRIES, FIRST, LARGE, SMALL, Process, plans
 
 MAX_STEPS = 30
 PLANS = 4096
-ROWS = 10_000  # simulated problems an evaluation of stage 3
+ROWS = 50_000  # simulated problems an evaluation of stage 3
 NODES = 21
 _LENGTH_SPREAD = 0.6
 _MIN_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
