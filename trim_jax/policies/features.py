@@ -1,8 +1,8 @@
 """What the learned policies see: feature vectors of a step, as pure functions.
 
-The paper's four features of step t (method, section 2, TRIM-Agg) are the score r_t of the draft, the
-minimum of r_{1:t-1}, the draft's length c_t and t itself; the release adds the product of r_{1:t-1}.
-A policy that is conditioned on its price sees one more: the logarithm of `worth`, the number of
+The paper's four features of step t (method, section 2, TRIM-Agg) are the score r_t of the draft,
+the minimum of r_{1:t-1}, the draft's length c_t and t itself; the release adds the product of
+r_{1:t-1}. A policy that is conditioned on its price sees one more: the logarithm of `worth`, the number of
 large-model tokens that a right answer is worth (1 / lambda).
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from trim_jax.policies.base import Observation
 
-# The middle of the prices that matter, in tokens: scaled log(worth) is 0 there, and +-1 a factor of ten away.
+# Scaled log(worth) is 0 at this many tokens, and +-1 a factor of ten away.
 WORTH_UNIT = 300.0
 
 
@@ -26,12 +26,14 @@ class Features:
     Attributes:
       product: also the product of past scores (five features, as in the release).
       price: also the scaled logarithm of `worth`.
+      logit: scores enter as their logit / 4 within [-1.5, 1.5], which spreads those near 0 and 1.
       token_scale, step_scale: lengths and step numbers are divided by these (300 and 30 in the
         release, for solutions of competition mathematics).
     """
 
     product: bool = False
     price: bool = False
+    logit: bool = False
     token_scale: float = 300.0
     step_scale: float = 30.0
 
@@ -51,14 +53,17 @@ class Features:
     ) -> jax.Array:
         """float32 [..., F] of arrays [...]; an unscored draft (NaN) counts as a score of 1."""
         columns = [
-            jnp.where(jnp.isnan(draft_score), 1.0, draft_score),
-            min_score,
+            self._score(jnp.where(jnp.isnan(draft_score), 1.0, draft_score)),
+            self._score(min_score),
             draft_tokens / self.token_scale,
             (t + 1) / self.step_scale,
         ]
-        columns += [prod_score] if self.product else []
+        columns += [self._score(prod_score)] if self.product else []
         columns += [log_worth(worth)] if self.price else []
         return jnp.stack([c.astype(jnp.float32) for c in jnp.broadcast_arrays(*columns)], axis=-1)
+
+    def _score(self, r: jax.Array) -> jax.Array:
+        return jnp.clip(jnp.log(r) - jnp.log1p(-r), -6.0, 6.0) / 4 if self.logit else r
 
     def of(self, obs: Observation, worth: jax.Array) -> jax.Array:
         """float32 [B, F] of an observation of B rows; `worth` float32 [B]."""

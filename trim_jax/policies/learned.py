@@ -1,8 +1,8 @@
 """Learned policies on the features of one step: TRIM-Agg, and the value-based TRIM-Q.
 
 Both have one dial, `worth`: how many tokens of the large model a right answer is worth, 1 / lambda.
-An episode returns R - (tokens of the large model) / worth, with R in {0, 1}, undiscounted; more worth
-means more spending. Networks are small flax modules; their parameters are the policy's `weights`.
+An episode returns R - (tokens of the large model) / worth, with R in {0, 1}, undiscounted; more
+worth means more spending. Networks are small flax modules; their parameters are `weights`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Mlp(nn.Module):
 class ActorCritic(nn.Module):
     """[..., F] -> logits of accept and regenerate [..., 2], value [...].
 
-    A common body of 64-64, then one hidden layer of 64 for each of the two heads (method, section 2).
+    A common body of 64-64, then a hidden layer of 64 for each of the two heads (method, section 2).
     """
 
     width: int = 64
@@ -110,7 +110,7 @@ class Agg(Priced):
         return ActorCritic(self.width).init(key, jnp.zeros([self.features.width]))["params"]
 
     def evaluate(self, params: Any, episodes: Any) -> tuple[jax.Array, jax.Array]:
-        """Logits [N, M, 2] and values [N, M] of one network on `Episodes` (`trim_jax.train.episodes`)."""
+        """Logits [N, M, 2] and values [N, M] of one network on `trim_jax.train.episodes.Episodes`."""
         return ActorCritic(self.width).apply({"params": params}, episodes.features(self.features))
 
     def decide(self, dial, obs, state):
@@ -147,10 +147,10 @@ class Excursion:
 
 @dataclasses.dataclass(frozen=True)
 class Q(Priced):
-    """TRIM-Q: regenerate iff Q(s, regenerate; worth) > Q(s, accept; worth), one network for all prices.
+    """TRIM-Q: regenerate iff Q(s, regenerate; worth) > Q(s, accept; worth); one network for all worth.
 
-    Q(s, a; worth) = P(right | s, a) - E[tokens to come | s, a] / worth, both under the policy itself
-    from the next step on. The two are learned by regression to how complete solutions ended
+    Q(s, a; worth) = P(right | s, a) - E[tokens to come | s, a] / worth, both under the policy
+    itself from the next step on. The two are learned by regression to how complete solutions ended
     (`trim_jax.train.q`), so they can be read: is this prefix still worth saving, and at what cost?
 
     Exploring changes one step of a solution only, chosen before it begins: what follows is greedy,
@@ -158,6 +158,8 @@ class Q(Priced):
 
     Attributes:
       excursions: exploring, the step is drawn from the first so many.
+      opposite: exploring, take the other action at that step. The same solution played both ways
+        shares all its luck, so that their difference is known much better than either.
     """
 
     name: ClassVar[str] = "q"
@@ -165,6 +167,7 @@ class Q(Priced):
     width: int = 64
     token_unit: float = 100.0
     excursions: int = 8
+    opposite: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -194,7 +197,8 @@ class Q(Priced):
             return action, state
         first = excursion(obs.uniform, self.excursions)
         state = jax.tree.map(lambda new, old: jnp.where(obs.t == 0, new, old), first, state)
-        return jnp.where(obs.t == state.step, state.action, action), state
+        there = (base.ACCEPT + base.REGENERATE) - state.action if self.opposite else state.action
+        return jnp.where(obs.t == state.step, there, action), state
 
 
 def excursion(uniform: jax.Array, steps: int) -> Excursion:

@@ -1,10 +1,10 @@
 """TRIM-Seq: a causal transformer over the scores and lengths of all steps (method, section 2).
 
-At step t it reads (r_1, c_1), ..., (r_{t-1}, c_{t-1}) of the steps that stood, and (r_t, c_t) of the
-draft. A rewrite replaces its draft in that sequence, so in training a solution is read as two streams: the
-steps that stood, causal, and the drafts, each of which sees the steps before it and itself. While
-routing, each row keeps the keys and values of the steps that stood, and a decision adds two tokens: the
-last step that stood, and the draft. Both give the same numbers.
+At step t it reads (r_1, c_1), ..., (r_{t-1}, c_{t-1}) of the steps that stood, and (r_t, c_t) of
+the draft. A rewrite replaces its draft in that sequence, so in training a solution is read as two
+streams: the steps that stood, causal, and the drafts, each of which sees the steps before it and
+itself. While routing, each row keeps the keys and values of the steps that stood, and a decision
+adds two tokens: the last step that stood, and the draft. Both give the same numbers.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Layer(nn.Module):
         return tuple(jnp.split(self.qkv(self.norm(x)), 3, axis=-1))
 
     def finish(self, x, q, k, v, mask) -> jax.Array:
-        """x and what its queries [..., T, D] find in keys, values [..., S, D] where `mask` [..., T, S]."""
+        """x and what queries [..., T, D] find in keys, values [..., S, D] under `mask` [..., T, S]."""
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
-        found = jax.nn.dot_product_attention(split(q), split(k), split(v), mask=mask[..., None, :, :])
+        mask = mask[..., None, :, :]
+        found = jax.nn.dot_product_attention(split(q), split(k), split(v), mask=mask)
         x = x + self.out(found.reshape(x.shape))
         return x + self.down(nn.gelu(self.up(self.ffn_norm(x))))
 
@@ -152,7 +153,9 @@ class Seq(Priced):
     def network(self) -> SequenceNet:
         return SequenceNet(self.layers, self.width, self.heads)
 
-    def token(self, score: jax.Array, tokens: jax.Array, t: jax.Array, worth: jax.Array) -> jax.Array:
+    def token(
+        self, score: jax.Array, tokens: jax.Array, t: jax.Array, worth: jax.Array
+    ) -> jax.Array:
         """float32 [..., F] of one step; an unscored one (NaN) counts as scored 1."""
         columns = [
             jnp.where(jnp.isnan(score), 1.0, score),
@@ -168,7 +171,7 @@ class Seq(Priced):
         return self.network.init(key, x, x, method="whole")["params"]
 
     def evaluate(self, params: Any, episodes: Any) -> tuple[jax.Array, jax.Array]:
-        """Logits [N, M, 2] and values [N, M] of one network on `Episodes` (`trim_jax.train.episodes`)."""
+        """Logits [N, M, 2] and values [N, M] of one network on `trim_jax.train.episodes.Episodes`."""
         t, worth = jnp.arange(episodes.mask.shape[-1]), episodes.worth[..., None]
         stood = self.token(episodes.score, episodes.tokens, t, worth)
         drafts = self.token(episodes.draft_score, episodes.draft_tokens, t, worth)

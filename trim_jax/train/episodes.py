@@ -47,7 +47,7 @@ class Episodes:
       strong_tokens: int32 [N, M], written by the large model.
       reward: float32 [N, M], 1 at the last step of a right solution.
       mask: bool [N, M].
-      uniform: float32 [N], `Observation.uniform` of the first step, which tells where TRIM-Q explored.
+      uniform: float32 [N], `Observation.uniform` of the first step: tells where TRIM-Q explored.
     """
 
     worth: jax.Array
@@ -86,7 +86,7 @@ def jit(function: Callable) -> Callable:
     """`jax.jit` for a whole training.
 
     On a CPU with two cores, XLA's concurrent schedule of nested loops can wait for itself for ever
-    (jaxlib 0.10.2: about every third run of `ppo.make_train`); the sequential one is no slower here.
+    (jaxlib 0.10.2: about every third run of `ppo.make_train`); the sequential one is as fast.
     """
     options = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
     on_cpu = jax.default_backend() == "cpu"
@@ -145,7 +145,8 @@ def play(env: Environment, policy: base.Policy, key: jax.Array, worth: jax.Array
     carry = (jnp.int32(0), state, policy.init(rows), jnp.ones([rows], bool), record)
     going_on = lambda carry: carry[3].any() & (carry[0] < env.max_steps)  # noqa: E731
     _, state, _, _, record = jax.lax.while_loop(going_on, one_step, carry)
-    kept = jnp.where(record["action"] == base.ACCEPT, record["draft_tokens"], record["strong_tokens"])
+    accepted = record["action"] == base.ACCEPT
+    kept = jnp.where(accepted, record["draft_tokens"], record["strong_tokens"])
     return Episodes(
         worth=worth,
         score=env.observe(env.process, state).scores,
@@ -182,7 +183,8 @@ def from_traces(
             out["strong_tokens"][i, t] = step.n_tokens if rewritten else 0
         out["reward"][i, len(trace.steps) - 1] = trace.correct
         out["mask"][i, : len(trace.steps)] = True
-    known = np.nan_to_num(np.hstack([np.ones_like(out["score"][:, :1]), out["score"][:, :-1]]), nan=1)
+    first = np.ones_like(out["score"][:, :1])
+    known = np.nan_to_num(np.hstack([first, out["score"][:, :-1]]), nan=1)
     return Episodes(
         worth=jnp.asarray(worth, jnp.float32), uniform=jnp.asarray(uniform, jnp.float32),
         min_score=jnp.asarray(np.minimum.accumulate(known, axis=1)),

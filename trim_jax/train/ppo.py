@@ -1,9 +1,9 @@
-"""PPO for the policies with an actor and a critic (TRIM-Agg, TRIM-Seq), after the paper (section 2).
+"""PPO for the policies with an actor and a critic, TRIM-Agg and TRIM-Seq (method, section 2).
 
 The losses are pure functions of one step or one solution, vmapped by the caller. An update takes
 complete `Episodes` that were played by exactly the weights it starts from, so it works out their
-old log-probabilities and values itself, and its first ratio is 1; it does not matter whether they come from the
-simulator (`make_train`, one jitted scan) or from the routed engine (`fit`).
+old log-probabilities and values itself, and its first ratio is 1. They may come from the simulator
+(`make_train`, one jitted scan) or from the routed engine (`fit`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trim_jax.errors import ConfigError
 from trim_jax.policies.learned import Agg
 from trim_jax.train.episodes import Environment, Episodes, jit, play, summarize
 
@@ -31,7 +32,8 @@ class PpoConfig:
       trace: lambda of GAE. clip: of the ratio and of the value. value: weight of the value loss.
       entropy, last_entropy: weight of the entropy at the first and at the last update.
       norm: largest global norm of a gradient.
-      validations: times that the greedy policy is measured; the best weights are kept.
+      validations: times that the greedy policy is measured; the best weights are kept. Divides
+        `updates`.
       validation_problems: solutions of each such measurement, for each price.
     """
 
@@ -48,6 +50,13 @@ class PpoConfig:
     norm: float = 0.5
     validations: int = 10
     validation_problems: int = 512
+
+    def __post_init__(self):
+        if self.validations < 1 or self.updates % self.validations:
+            raise ConfigError(
+                f"PPO: updates ({self.updates}) must be a multiple of validations "
+                f"({self.validations})"
+            )
 
 
 # ------------------------------------------------------------------------------------------ losses
@@ -78,7 +87,7 @@ def actor_loss(log_prob: jax.Array, old: jax.Array, advantage: jax.Array, clip: 
 
 
 def value_loss(value: jax.Array, old: jax.Array, target: jax.Array, clip: float) -> jax.Array:
-    """Squared error of one step, of the value or of the value kept within `clip` of `old`, if worse."""
+    """Squared error of one step, of the value or of it kept within `clip` of `old`: the worse."""
     near = old + jnp.clip(value - old, -clip, clip)
     return jnp.maximum((value - target) ** 2, (near - target) ** 2)
 
@@ -131,7 +140,9 @@ def update(config: PpoConfig, policy: Any, learner: Learner, episodes: Episodes)
     mask, over_steps = episodes.mask, lambda f: jax.vmap(jax.vmap(f))
     old_logits, old_value = policy.evaluate(learner.params, episodes)
     old = over_steps(log_prob)(old_logits, episodes.action)
-    advantage = jax.vmap(lambda r, v, m: gae(r, v, m, config.trace))(episodes.rewards(), old_value, mask)
+    advantage = jax.vmap(lambda r, v, m: gae(r, v, m, config.trace))(
+        episodes.rewards(), old_value, mask
+    )
     target = advantage + old_value
     mean = _mean(advantage, mask)
     deviation = jnp.sqrt(_mean((advantage - mean) ** 2, mask))
@@ -180,8 +191,6 @@ def make_train(config: PpoConfig, policy: Agg, env: Environment) -> Callable[[ja
     lanes = worths.reshape(policy.networks, -1)  # [networks, prices of each]
     alone = dataclasses.replace(policy, settings=policy.settings[:1])
     per_block = config.updates // config.validations
-    if per_block * config.validations != config.updates:
-        raise ValueError("updates must be a multiple of validations")
 
     def with_weights(params, explore):
         return dataclasses.replace(
@@ -237,19 +246,20 @@ def fit(
     improve = jit(jax.vmap(lambda learner, episodes: update(config, policy, learner, episodes)))
     learner = first(jax.random.split(key, policy.networks))
     every = config.updates // config.validations
-    best, score, history, steps = learner.params, None, [], [0, 0]
+    best, score = learner.params, jnp.full([policy.networks], -jnp.inf)
+    history, steps = [], [0, 0]
     for i in range(config.updates):
         episodes = rollout(learner.params, i)
         learner = improve(learner, episodes)
         steps[0] += int(episodes.mask.sum())
         if (i + 1) % every == 0:
             seen = validate(learner.params)
-            better = jnp.ones_like(seen.objective, bool) if score is None else seen.objective > score
-            best = keep(better, learner.params, best)
-            score = seen.objective if score is None else jnp.maximum(score, seen.objective)
+            best = keep(seen.objective > score, learner.params, best)
+            score = jnp.maximum(score, seen.objective)
             history.append(seen)
             steps[1] += int(seen.steps.sum())
-    return Trained(best, jax.tree.map(lambda *x: jnp.stack(x, axis=1), *history), jnp.asarray(steps))
+    validation = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *history)
+    return Trained(best, validation, jnp.asarray(steps))
 
 
 def keep(better: jax.Array, new: Any, old: Any) -> Any:
