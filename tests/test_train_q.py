@@ -104,7 +104,8 @@ def test_only_batches_that_were_played_are_learned_from():
     learner = q.start(config, POLICY, jax.random.key(0), 3)
     assert learner.memory.use.shape == (3, 2, 2, 3)
     spoiled = learner.memory._replace(features=learner.memory.features * jnp.nan)
-    learner, updates = learner._replace(memory=spoiled), jax.jit(lambda *x: q.update(config, POLICY, *x))
+    learner = learner._replace(memory=spoiled)
+    updates = jax.jit(lambda *x: q.update(config, POLICY, *x))
     for i in range(4):
         ways = [play(ENV, way, jax.random.key(i), jnp.full([2], 60.0)) for way in q.both_ways(
             dataclasses.replace(POLICY, weights=learner.params))]  # fmt: skip

@@ -51,7 +51,7 @@ class QConfig:
     problems: int = 512
     memory: int = 120
     updates: int = 30
-    rows: int = 256
+    rows: int = 128
     learning_rate: float = 3e-3
     norm: float = 1.0
     token_weight: float = 1.0
