@@ -30,13 +30,6 @@ class _Wrapper(base.Policy):
         return self.policy.init(rows)
 
 
-def _plan(policy: base.Policy, dial, obs, state):
-    """The plan of `policy`, with the choice of one that chooses before the draft."""
-    if isinstance(policy, base.MonotonePolicy) and policy.before_draft:
-        return jnp.where(policy.signal(obs) < dial, base.LARGE, base.DRAFT)
-    return policy.plan(dial, obs, state)
-
-
 @dataclasses.dataclass(frozen=True)
 class Capped(_Wrapper):
     """Another policy, until a solution's next rewrite could pass the cap; then every draft stands.
@@ -73,7 +66,7 @@ class Capped(_Wrapper):
 
     def plan(self, dial, obs, state):
         # Once full it stays full: nothing will be decided on a score any more.
-        return jnp.where(self._full(obs), base.DRAFT, _plan(self._inner, dial, obs, state))
+        return jnp.where(self._full(obs), base.DRAFT, self._inner.plan(dial, obs, state))
 
     def decide(self, dial, obs, state):
         action, state = self._inner.decide(dial, obs, state)
@@ -103,7 +96,7 @@ class Steered(_Wrapper):
         return dataclasses.replace(self.policy, weights=self.weights["policy"])
 
     def plan(self, dial, obs, state):
-        return _plan(self._inner, jnp.full_like(dial, self.weights["dial"]), obs, state)
+        return self._inner.plan(jnp.full_like(dial, self.weights["dial"]), obs, state)
 
     def decide(self, dial, obs, state):
         return self._inner.decide(jnp.full_like(dial, self.weights["dial"]), obs, state)
