@@ -99,7 +99,7 @@ def test_outcomes_after_the_excursion_are_those_of_the_policy_itself(trained):
 
 
 def test_only_batches_that_were_played_are_learned_from():
-    """What the memory holds before it is filled never reaches a gradient; what it holds then does."""
+    """What the memory holds before it is filled never reaches a gradient."""
     config = dataclasses.replace(CONFIG, memory=3, problems=4, rows=64)
     learner = q.start(config, POLICY, jax.random.key(0), 3)
     assert learner.memory.use.shape == (3, 2, 2, 3)
@@ -107,8 +107,9 @@ def test_only_batches_that_were_played_are_learned_from():
     learner = learner._replace(memory=spoiled)
     updates = jax.jit(lambda *x: q.update(config, POLICY, *x))
     for i in range(4):
-        ways = [play(ENV, way, jax.random.key(i), jnp.full([2], 60.0)) for way in q.both_ways(
-            dataclasses.replace(POLICY, weights=learner.params))]  # fmt: skip
+        playing = dataclasses.replace(POLICY, weights=learner.params)
+        worth = jnp.full([2], 60.0)
+        ways = [play(ENV, way, jax.random.key(i), worth) for way in q.both_ways(playing)]
         before = learner.params
         learner = updates(learner, jax.tree.map(lambda *x: jnp.stack(x), *ways), jax.random.key(9))
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(learner.params))

@@ -2,8 +2,8 @@
 
 Each step the small model drafts 4 or 40 tokens, right with probability 0.5 whatever the length; the
 large model writes a step of the draft's length, right with probability 0.9. Scores tell the truth
-(0.9 right, 0.1 wrong), one wrong step spoils the answer, and all three are always written. The state is
-(t, spoiled, right draft, length), and the paper's features hold it all.
+(0.9 right, 0.1 wrong), one wrong step spoils the answer, and all three are always written. The
+state is (t, spoiled, right draft, length), and the paper's features hold it all.
 """
 
 import itertools

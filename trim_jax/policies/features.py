@@ -2,8 +2,8 @@
 
 The paper's four features of step t (method, section 2, TRIM-Agg) are the score r_t of the draft,
 the minimum of r_{1:t-1}, the draft's length c_t and t itself; the release adds the product of
-r_{1:t-1}. A policy that is conditioned on its price sees one more: the logarithm of `worth`, the number of
-large-model tokens that a right answer is worth (1 / lambda).
+r_{1:t-1}. A policy that is conditioned on its price sees one more: the logarithm of `worth`, the
+number of large-model tokens that a right answer is worth (1 / lambda).
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Agg(Priced):
         return ActorCritic(self.width).init(key, jnp.zeros([self.features.width]))["params"]
 
     def evaluate(self, params: Any, episodes: Any) -> tuple[jax.Array, jax.Array]:
-        """Logits [N, M, 2] and values [N, M] of one network on `trim_jax.train.episodes.Episodes`."""
+        """Logits [N, M, 2] and values [N, M] of one network, of `train.episodes.Episodes`."""
         return ActorCritic(self.width).apply({"params": params}, episodes.features(self.features))
 
     def decide(self, dial, obs, state):
@@ -147,7 +147,7 @@ class Excursion:
 
 @dataclasses.dataclass(frozen=True)
 class Q(Priced):
-    """TRIM-Q: regenerate iff Q(s, regenerate; worth) > Q(s, accept; worth); one network for all worth.
+    """TRIM-Q: regenerate iff Q(s, regenerate; worth) > Q(s, accept; worth), one network for all.
 
     Q(s, a; worth) = P(right | s, a) - E[tokens to come | s, a] / worth, both under the policy
     itself from the next step on. The two are learned by regression to how complete solutions ended

@@ -39,7 +39,7 @@ class Layer(nn.Module):
         return tuple(jnp.split(self.qkv(self.norm(x)), 3, axis=-1))
 
     def finish(self, x, q, k, v, mask) -> jax.Array:
-        """x and what queries [..., T, D] find in keys, values [..., S, D] under `mask` [..., T, S]."""
+        """x, and what q [..., T, D] finds in k, v [..., S, D] where `mask` [..., T, S] allows."""
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
         mask = mask[..., None, :, :]
         found = jax.nn.dot_product_attention(split(q), split(k), split(v), mask=mask)
@@ -171,7 +171,7 @@ class Seq(Priced):
         return self.network.init(key, x, x, method="whole")["params"]
 
     def evaluate(self, params: Any, episodes: Any) -> tuple[jax.Array, jax.Array]:
-        """Logits [N, M, 2] and values [N, M] of one network on `trim_jax.train.episodes.Episodes`."""
+        """Logits [N, M, 2] and values [N, M] of one network, of `train.episodes.Episodes`."""
         t, worth = jnp.arange(episodes.mask.shape[-1]), episodes.worth[..., None]
         stood = self.token(episodes.score, episodes.tokens, t, worth)
         drafts = self.token(episodes.draft_score, episodes.draft_tokens, t, worth)

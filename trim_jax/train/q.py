@@ -7,8 +7,8 @@ Solutions are short and the reward comes at their end, so bootstrapping would sa
 
 Two biases of Monte-Carlo control are avoided by how solutions are played (`policies.learned.Q`):
 each explores at one step only, drawn in advance, and only steps from there on are learned from.
-What follows them is greedy, so no exploration enters the target; and as the step does not depend on how
-the solution went, nothing is selected. For the same reason solutions are not relabelled with other
+What follows them is greedy, so no exploration enters the target; and as the step does not depend
+on how the solution went, nothing is selected. For the same reason solutions are not relabelled with other
 prices: keeping those whose later actions another price would also have taken selects the easy ones.
 Prices are spread over the whole range in every batch instead, and the network shares between them.
 
