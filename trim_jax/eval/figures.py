@@ -20,12 +20,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from trim_jax.eval.selected import QUERY
+
 Summary = Mapping[str, Any]
 
 INK, MUTED, GRID, PAPER = "#1f2429", "#5b6570", "#dde1e6", "#ffffff"
 BLUE, ORANGE, GREEN, PURPLE, SKY, BRICK = ("#0072b2", "#c25700", "#00795c", "#8a3f77", "#3a87b8",
                                            "#7a4b2a")
-SLATE = "#4d6b80"
+SLATE, GOLD, ROSE = "#4d6b80", "#a07800", "#c2416b"
 WRITER_COLORS = {"small": SLATE, "large": PURPLE}  # as in the page's viewer
 
 
@@ -37,7 +39,10 @@ class Style:
 
 
 _STYLES = {"thr": Style(BLUE, "o", "-"), "random": Style(ORANGE, "s", (0, (5, 2))),
-           "oracle": Style(GREEN, "^", (0, (1.5, 1.5)))}
+           "oracle": Style(GREEN, "^", (0, (1.5, 1.5))), "agg": Style(BRICK, "D", "-"),
+           "q": Style(PURPLE, "P", "-"), "seq": Style(SKY, "v", "-"),
+           "pomdp": Style(GOLD, "X", "-"), "pomdp_filtered": Style(ROSE, "p", "-")}
+_ROUTERS = (Style(SLATE, "h", (0, (4, 1.5))), Style(MUTED, "<", (0, (2, 2))))
 _OTHERS = (Style(BRICK, "D", "-"), Style(SKY, "v", "-"), Style(PURPLE, "P", "-"))
 
 RC = {
@@ -60,13 +65,23 @@ def style_of(policy: str, routed: Sequence[str]) -> Style:
     """Colour, marker and dash of a policy; policies from outside take the spare ones in turn."""
     if policy in _STYLES:
         return _STYLES[policy]
-    others = [p for p in routed if p not in _STYLES]
+    routers = [p for p in routed if p.startswith(QUERY)]
+    if policy in routers:
+        return _ROUTERS[routers.index(policy) % len(_ROUTERS)]
+    others = [p for p in routed if p not in _STYLES and p not in routers]
     return _OTHERS[others.index(policy) % len(_OTHERS)]
 
 
 def routed_policies(summary: Summary) -> list[str]:
-    """Policies that are drawn as curves, the main one last, so that it lies on top."""
-    roles = {n: p["role"] for n, p in summary["policies"].items() if p["role"] != "anchor"}
+    """Policies that are drawn as curves, the main one last, so that it lies on top.
+
+    Of the query-level routers the best ones: a dozen near-equal curves hide all others.
+    """
+    policies = summary["policies"]
+    height = lambda n: policies[n]["apgr"]["value"] or -1.0  # noqa: E731
+    routers = sorted((n for n in policies if n.startswith(QUERY)), key=height)
+    roles = {n: p["role"] for n, p in policies.items()
+             if p["role"] != "anchor" and n not in routers[: -len(_ROUTERS)]}
     depth = ("upper bound", "baseline", "policy")
     return sorted(roles, key=lambda n: (n == summary["main_policy"], depth.index(roles[n])))
 

@@ -16,6 +16,7 @@ from trim_jax.errors import ResultError
 from trim_jax.eval.traces import PolicySpec, Result, Table, tables
 
 FILE = "selected.npz"
+QUERY = "query-"  # names of the query-level routers begin so
 _ARRAYS = ("correct", "strong_tokens", "ledger", "trace_index")
 
 

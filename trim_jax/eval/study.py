@@ -12,7 +12,6 @@ from trim_jax.eval import figures
 
 Summary = Mapping[str, Any]
 BUDGETS = ("10", "15", "20", "25", "30")
-_DRAWN_BASELINES = 2
 
 
 def _cell(entry: Mapping[str, Any] | None, scale: float = 100.0, digits: int = 1) -> str:
@@ -63,20 +62,13 @@ def table(summary: Summary) -> str:
     return "\n".join(lines) + "\n"
 
 
-def drawn(summary: Summary) -> list[str]:
-    """Policies of the figure: all but the query-level routers, of which the best ones."""
-    names = order(summary)
-    query = [n for n in names if n.startswith("query-")]
-    return [n for n in names if n not in query[_DRAWN_BASELINES:]]
-
-
 def figure(runs: Sequence[Summary]) -> Figure:
     """The frontiers of each run (test, hard), side by side."""
     with rc_context(figures.RC):
         fig, axes = figures.new_figure(6.4 * len(runs), 5.6, ncols=len(runs), squeeze=False)
         for ax, run in zip(axes[0], runs):
-            names = drawn(run)
-            for name in reversed(names):
+            names = figures.routed_policies(run)
+            for name in names:
                 style = figures.style_of(name, names)
                 figures.draw_curve(ax, run["policies"][name], style, run["policies"][name]["label"],
                                    band=run["policies"][name]["role"] == "policy")  # fmt: skip

@@ -19,7 +19,7 @@ from trim_jax.errors import ResultError
 from trim_jax.eval import analysis, bootstrap, metrics
 from trim_jax.eval.bootstrap import Resamples, interval
 from trim_jax.eval.metrics import Anchors, CurveMetrics
-from trim_jax.eval.selected import all_tables
+from trim_jax.eval.selected import QUERY, all_tables
 from trim_jax.eval.traces import COUNTERS, MODELS, SCHEMA_VERSION, Result, Table
 
 TARGET_PGR = 0.95
@@ -29,7 +29,6 @@ LABELS = {"never": "Weak-only", "always": "Strong-only", "random": "Random", "th
           "oracle": "Oracle", "agg": "TRIM-Agg", "seq": "TRIM-Seq", "q": "TRIM-Q",
           "pomdp": "TRIM-POMDP", "pomdp_filtered": "TRIM-POMDP, filtered belief"}
 ROLES = {"never": "anchor", "always": "anchor", "random": "baseline", "oracle": "upper bound"}
-_QUERY = "query-"  # names of the query-level routers begin so
 
 # Tokens that a model reads or writes; `calls` are not tokens.
 _TOKEN_COUNTERS = [i for i, name in enumerate(COUNTERS) if name != "calls"]
@@ -42,7 +41,7 @@ def label_of(policy: str) -> str:
 
 def role_of(policy: str) -> str:
     """anchor, baseline, policy or upper bound."""
-    return "baseline" if policy.startswith(_QUERY) else ROLES.get(policy, "policy")
+    return "baseline" if policy.startswith(QUERY) else ROLES.get(policy, "policy")
 
 
 # ------------------------------------------------------------------------- anchors and the choice

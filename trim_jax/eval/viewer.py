@@ -42,8 +42,9 @@ def pack(result: Result, summary: Mapping[str, Any], order: Sequence[str],
          limit: int = MAX_PROBLEMS) -> dict[str, Any]:
     """The viewer's data for one run: JSON-able, all settings of at most ``limit`` problems.
 
-    Policies are listed in ``order``.
+    Policies are listed in ``order``, those without traces of their own left out.
     """
+    order = [name for name in order if name in result.policies]
     shown = [result.problems[i] for i in sample_problems(len(result.problems), limit)]
     problem_at = {p.id: i for i, p in enumerate(shown)}
     seed_at = {s: i for i, s in enumerate(result.seeds)}
