@@ -1,0 +1,118 @@
+"""The fit to traces finds the process that made them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sim_runs import simulated_result
+from trim_jax.errors import ResultError
+from trim_jax.eval import traces as T
+from trim_jax.policies.simple import Threshold
+from trim_jax.sim import compare, env, fit, tables
+from trim_jax.sim.events import read_events
+from trim_jax.sim.process import S1, S2, plans, simple_process
+
+THRESHOLDS = (0.0, 0.3, 0.6, 0.9, 1.0)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """Hard and easy problems, overlapping scores, 3 to 10 steps."""
+    process = simple_process(0.8, 0.9)
+    right, wrong = np.linspace(0, 1, 5) ** 0.3, np.linspace(0, 1, 5) ** 3
+    scores = np.stack([right, wrong, wrong])[None, :, None, None]
+    n_steps = jnp.arange(3, 11)
+    return process.replace(
+        n_steps=n_steps, kinds=plans(n_steps, 30), effect_sd=jnp.array([1.2, 0.8]),
+        effect_correlation=jnp.asarray(0.7), draft_wrong=jnp.array([1.0, 0.0]),
+        scores=jnp.asarray(np.broadcast_to(scores, (2, 3, 3, 1, 5)), jnp.float32),
+        lucky=jnp.asarray(0.1),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(truth, tmp_path_factory):
+    return simulated_result(truth, 1500, THRESHOLDS, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def fitted(result):
+    return fit.fit_events(*read_events(result))
+
+
+def test_parameters_are_recovered(truth, fitted):
+    process, report = fitted
+    want = {"sd.small": 1.2, "sd.large": 0.8, "rho": 0.7, "slope.small": 0, "trend.small": 0,
+            "draft_wrong.constant": 1.0, "draft_wrong.score": 0}  # fmt: skip
+    for name, value in want.items():
+        found, error = report.parameters[name]
+        assert abs(found - value) < 3 * error + 0.05, (name, found, error)
+    assert report.parameters["sd.small"][1] < 0.15
+    assert float(process.logit[0, 2, 4]) == pytest.approx(float(truth.logit[0, 2, 4]), abs=0.25)
+    assert float(process.lucky) == pytest.approx(0.1, abs=0.03)
+    assert float(process.same.max()) == 0
+
+
+def test_score_quantiles_are_recovered(truth, fitted):
+    middle = np.arange(10, 119) / 128
+    for state, power in ((0, 0.3), (S1, 3), (S2, 3)):
+        knots = np.linspace(0, 1, 5)
+        want = np.interp(middle, knots, knots**power)
+        found = np.asarray(fitted[0].scores[0, state, 2]).mean(axis=0)[10:119]
+        assert np.abs(found - want).mean() < 0.05
+
+
+def test_the_frontier_is_predicted(truth, fitted, result):
+    ks = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
+    both = [env.rollout(p, Threshold(ks), jax.random.key(9), 20_000) for p in (truth, fitted[0])]
+    np.testing.assert_allclose(both[1].accuracy, both[0].accuracy, atol=0.035)
+    np.testing.assert_allclose(both[1].strong_tokens, both[0].strong_tokens, rtol=0.1, atol=0.5)
+
+
+def test_comparison_and_figure(fitted, result):
+    (found,) = compare.compare(fitted[0], result)
+    assert found.policy == "thr" and len(found.accuracy.predicted) == len(THRESHOLDS)
+    assert found.accuracy.inside.all() and found.accuracy.mean_error < 0.03
+    assert found.share.mean_error < 0.03 and (found.share.predicted[[0, -1]] == [0, 1]).all()
+    assert "5 inside" in compare.table_of([found])
+    assert len(compare.figure([found]).axes) == 2
+
+
+def test_events_are_counted_once(result):
+    drafts, rewrites, solutions = read_events(result)
+    assert len(solutions.n) == 1500 and solutions.n.max() <= 10
+    first = drafts[drafts.t == 0]
+    assert len(first) == 1500 and (first.min_score == 1).all()  # five settings, one draft
+    assert (rewrites.draft_right[rewrites.t == 0] >= 0).all()  # direct steps know the draft
+    assert set(np.unique(drafts.state)) == {0, 1, 2}
+
+
+def test_runs_without_labels_or_scores_are_refused(result, tmp_path):
+    bare = [dataclasses.replace(s, right=None) for s in result.traces[0].steps]
+    trace = dataclasses.replace(result.traces[0], steps=tuple(bare))
+    with pytest.raises(ResultError, match="a step without a label"):
+        read_events(dataclasses.replace(result, traces=(trace,)))
+    with pytest.raises(ResultError, match="no such result folder"):
+        fit.fit_traces(tmp_path / "nothing")
+    for name, text in T.index_files(result.policies, result.problems, result.seeds).items():
+        (tmp_path / name).write_text(text)
+    for name in ("config.json", "provenance.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "traces.jsonl").write_text(T.dump_trace(result.traces[0]))  # k = 0: no scores
+    with pytest.raises(ResultError, match="scored drafts and steps of the large model"):
+        fit.fit_traces(tmp_path)
+
+
+def test_lengths_are_cut_where_rightness_changes():
+    tokens = np.repeat([5, 6, 7, 8, 9, 10], 200)
+    right = np.where(tokens < 8, np.arange(1200) % 10 > 0, np.arange(1200) % 10 > 6)
+    np.testing.assert_array_equal(tables.cut_lengths(tokens, right, 4), [8])
+    assert len(tables.cut_lengths(tokens, np.arange(1200) % 10 > 3, 4)) == 0
+
+
+def test_entries_stand_for_a_sample():
+    np.testing.assert_array_equal(tables.entries(np.array([3, 1, 2, 2]), 4), [1, 2, 2, 3])
+    assert np.mean(tables.entries(np.r_[np.zeros(75), np.ones(25)])) == 0.25

@@ -1,0 +1,84 @@
+"""The fit to the published parameters, on made-up ones with a known answer and on the real file."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from trim_jax.errors import DataError
+from trim_jax.policies.simple import Threshold
+from trim_jax.sim import deblur, published
+from trim_jax.sim.env import rollout
+
+
+def test_kernel_width_and_heaps_are_recovered():
+    sharp = np.zeros(deblur.CELLS)
+    sharp[[0, 30, -1]] = 0.3, 0.1, 0.6
+    marginal = deblur.blur(20, 0.08) @ sharp
+    assert deblur.kernel_width(marginal) == pytest.approx(0.08, abs=0.01)
+    table = np.outer(marginal, marginal)
+    blurred = table.sum(axis=0)[-1]
+    found = deblur.recover(table, 0.08, 0.08).sum(axis=0)
+    assert blurred < 0.35 and found[-4:].sum() > blurred + 0.05
+    assert found.sum() == pytest.approx(1) and found[:4].sum() > table.sum(axis=0)[0]
+
+
+def test_histograms_give_back_their_model():
+    """Counts expected of a logit-normal model, integrated by hand over a fine grid."""
+    lengths = np.zeros(published.MAX_STEPS + 1)
+    lengths[[3, 6, 10, 15]] = 0.2, 0.4, 0.3, 0.1
+    z = np.linspace(-6, 6, 2001)
+    w = np.exp(-0.5 * z**2)
+    w /= w.sum()
+    p = 1 / (1 + np.exp(-(2.0 + 1.3 * z)))
+    first = 1 / (1 + np.exp(-(2.0 + 0.7 + 1.3 * z)))
+    correct, wrong = np.zeros(31), np.zeros(31)
+    for n in (3, 6, 10, 15):
+        correct[n] = 7500 * lengths[n] * (w * first * p ** (n - 1)).sum()
+        for t in range(1, n + 1):
+            before = np.ones_like(p) if t == 1 else first * p ** (t - 2)
+            error = 1 - (first if t == 1 else p)
+            wrong[t] += 7500 * lengths[n] * (w * before * error).sum()
+    found = published._fit_model(
+        {"correct_steps_hist": correct, "first_error_step_hist": wrong}, lengths
+    )
+    want = {"mean": 2.0, "sd": 1.3, "slope": 0.0, "first": 0.7}
+    for name, value in want.items():
+        assert found[name] == pytest.approx(value, abs=0.12), name
+
+
+def test_tilting_reaches_the_mean_and_keeps_the_support():
+    p = np.array([0, 0.5, 0, 0.3, 0.2])
+    tilted = published._tilt(p, 2.0)
+    assert tilted @ np.arange(5) == pytest.approx(2.0) and tilted.sum() == pytest.approx(1)
+    assert (tilted[p == 0] == 0).all()
+
+
+@pytest.mark.parametrize("text, message", [
+    (None, "cannot be read"), ("{", "cannot be read"), ("{}", "terminal_hazard_by_step"),
+])  # fmt: skip
+def test_a_file_that_is_no_file_of_theirs(tmp_path, text, message):
+    path = tmp_path / "pomdp_parameters.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        published.fit_published(path)
+
+
+def test_recorded_anchors_and_points_are_met():
+    data = os.environ.get("TRIM_JAX_DATA")
+    if not data:
+        pytest.skip("TRIM_JAX_DATA (folder of the recorded data) is not set")
+    path = Path(data) / "trim_official" / "pomdp_parameters.json"
+    assert "transition" in json.loads(path.read_text())
+    process, report = published.fit_published(path)
+    ks = (0.0, 1.0, 0.5, 0.9)
+    found = rollout(process, Threshold((0.5,)), jax.random.key(7), 50_000, ks)
+    want = [0.364, 0.730, 0.674, 0.714]
+    np.testing.assert_allclose(found.accuracy, want, atol=0.025)
+    np.testing.assert_allclose(report.predicted, want, atol=0.02)
+    assert float(found.steps[0]) == pytest.approx(8.0, abs=0.1)
+    assert float(found.strong_tokens[1]) == pytest.approx(494.8, rel=0.02)

@@ -1,0 +1,157 @@
+"""Predicted against recorded: every policy of a run, with the recorded intervals, and a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from trim_jax.eval import figures
+from trim_jax.eval.bootstrap import interval, resample
+from trim_jax.eval.metrics import relative_cost
+from trim_jax.eval.summary import find_anchor, label_of
+from trim_jax.eval.traces import Result, Table, tables
+from trim_jax.policies.base import Policy
+from trim_jax.policies.simple import Always, Oracle, Random, Threshold
+from trim_jax.sim.env import rollout
+from trim_jax.sim.process import Process
+
+ROWS = 50_000  # simulated problems; the standard error of an accuracy is 0.2 points
+RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One quantity of every setting (S): predicted, recorded, and the recorded 95 % interval."""
+
+    predicted: np.ndarray
+    recorded: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def inside(self) -> np.ndarray:
+        """bool [S]: the prediction is within the interval (to the rounding of floats)."""
+        return (self.predicted >= self.low - 1e-6) & (self.predicted <= self.high + 1e-6)
+
+    @property
+    def mean_error(self) -> float:
+        return float(np.abs(self.predicted - self.recorded).mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One policy: accuracy, and strong tokens as a fraction of strong-only (each by its own)."""
+
+    policy: str
+    parameter: str | None
+    settings: tuple[float | None, ...]
+    accuracy: Series
+    share: Series
+
+
+def known_policies(result: Result) -> dict[str, Policy]:
+    """The policies of a run that need no weights, with the settings they were run at."""
+    makers = {"thr": Threshold, "random": Random, "oracle": lambda settings: Oracle()}
+    return {
+        name: makers[name](tuple(spec.settings))
+        for name, spec in result.policies.items() if name in makers
+    }  # fmt: skip
+
+
+def compare(
+    process: Process, result: Result, policies: dict[str, Policy] | None = None, seed: int = 0
+) -> list[Comparison]:
+    """Predicts `policies` (by default all that need no weights) of a recorded run.
+
+    Raises:
+      ResultError: the run has no strong-only anchor, or cells without a trace.
+    """
+    policies = known_policies(result) if policies is None else policies
+    key = jax.random.key(seed)
+    strong = float(rollout(process, Always(), key, ROWS).strong_tokens[0])
+    found = tables(result)
+    drawn = resample(len(result.problems), len(result.seeds), RESAMPLES)
+    name, setting = find_anchor(found, "always")
+    anchor = found[name].strong_tokens[setting : setting + 1]
+    out = []
+    for name, policy in policies.items():
+        table = found[name]
+        simulated = rollout(process, policy, key, ROWS)
+        share = lambda tokens, full: tokens / full[..., :1]  # noqa: E731
+        low, high = _interval(drawn.means(table.correct))
+        accuracy = Series(
+            np.asarray(simulated.accuracy, float), table.correct.mean((1, 2)), low, high
+        )
+        low, high = _interval(share(drawn.means(table.strong_tokens), drawn.means(anchor)))
+        recorded = share(table.strong_tokens.mean((1, 2)), anchor.mean((1, 2)))
+        tokens = np.asarray(simulated.strong_tokens, float) / strong
+        out.append(
+            Comparison(
+                name, table.policy.parameter, table.policy.settings, accuracy,
+                Series(tokens, recorded, low, high),
+            )
+        )  # fmt: skip
+    return out
+
+
+def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found = interval(samples)
+    return found.low, found.high
+
+
+def table_of(comparisons: Sequence[Comparison]) -> str:
+    """The comparison in text: settings within their intervals, and mean absolute errors."""
+    lines = [f"{'policy':<10}{'settings':>9}{'accuracy':>22}{'strong tokens':>24}"]
+    for c in comparisons:
+        parts = [f"{c.policy:<10}{len(c.settings):>9}"]
+        for series, width in ((c.accuracy, 22), (c.share, 24)):
+            text = f"{series.inside.sum()} inside, {100 * series.mean_error:.2f} points"
+            parts.append(f"{text:>{width}}")
+        lines.append("".join(parts))
+    return "\n".join(lines)
+
+
+def figure(comparisons: Sequence[Comparison]) -> Figure:
+    """Left: the frontiers. Right: accuracy and strong tokens of each setting of the first policy.
+
+    Recorded values are markers with 95 % intervals, predictions are lines.
+    """
+    with rc_context(figures._RC):
+        fig, (left, right) = figures._figure(10.2, 4.4, ncols=2)
+        names = [c.policy for c in comparisons]
+        for c in comparisons:
+            style = figures.style_of(c.policy, names)
+            x, y = 100 * c.share.recorded, 100 * c.accuracy.recorded
+            _bars(left, x, c.accuracy, style.color)
+            left.plot(x, y, linestyle="none", marker=style.marker, color=style.color,
+                      markerfacecolor=figures.PAPER, label=f"{label_of(c.policy)}, recorded")  # fmt: skip
+            left.plot(100 * c.share.predicted, 100 * c.accuracy.predicted, color=style.color,
+                      linestyle="-" if len(x) > 1 else "none", marker="x", markersize=4.5,
+                      label=f"{label_of(c.policy)}, predicted")  # fmt: skip
+        left.set_title("Frontiers")
+        left.set_xlabel("tokens written by the large model, % of strong-only")
+        left.set_ylabel("problems solved")
+        main = comparisons[0]
+        k = np.array(main.settings, float)
+        for series, color, label in ((main.accuracy, figures.BLUE, "problems solved"),
+                                     (main.share, figures.BRICK, "strong tokens")):  # fmt: skip
+            _bars(right, k, series, color)
+            right.plot(k, 100 * series.recorded, linestyle="none", marker="o", color=color,
+                       markerfacecolor=figures.PAPER, label=f"{label}, recorded")  # fmt: skip
+            right.plot(k, 100 * series.predicted, color=color, label=f"{label}, predicted")
+        right.set_title(f"{label_of(main.policy)} by setting")
+        right.set_xlabel("threshold k" if main.parameter == "k" else main.parameter)
+        for ax in (left, right):
+            ax.xaxis.set_major_formatter(figures._PERCENT if ax is left else "{x:g}")
+            ax.yaxis.set_major_formatter(figures._PERCENT)
+            ax.legend(loc="lower right", fontsize=8)
+        return figures._laid_out(fig)
+
+
+def _bars(ax, x: np.ndarray, series: Series, color: str) -> None:
+    ax.vlines(x, 100 * series.low, 100 * series.high, color=color, linewidth=1, alpha=0.6)

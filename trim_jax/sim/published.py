@@ -1,0 +1,256 @@
+"""Fits the process to what the paper's authors published (method, sections 4 and 5).
+
+No traces are needed, only `pomdp_parameters.json`: histograms of step counts and of first errors of
+7,500 training problems for each model, hazards, and blurred densities of PRM scores. Three stages:
+
+1. Each model by itself, by maximum likelihood: mean logit, spread of the problem effect, effects of
+   the number of steps and of the step, from how many problems end right after n steps and how many
+   err first at step t. The numbers of steps of the mixed process are tilted to the recorded mean.
+2. Scores: the densities are kernel estimates, whose kernels blur the heaps of scores at 0 and 1 over
+   the bins beside them. The kernel's width shows in the table itself (a wider one cannot make it),
+   and the scores behind it are recovered by maximum likelihood (Richardson-Lucy).
+3. What the histograms do not hold: the levels on the test problems, the correlation of the two
+   problem effects, and `draft_wrong`, from the two anchors and two recorded
+   thresholds, with priors. The spreads are fitted again: PRM-made labels blur them, above all the
+   large model's, of which stage 1 finds next to none.
+
+Assumed, since nothing is published: lengths of steps are gamma with a standard deviation of 0.6
+times the mean, those of draft and rewrite independent; a rewrite's score is distributed as a draft's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+from trim_jax.errors import DataError
+from trim_jax.policies.simple import Threshold
+from trim_jax.sim import deblur, tables
+from trim_jax.sim.env import rollout
+from trim_jax.sim.process import ENTRIES, FIRST, LARGE, SMALL, Process, plans
+
+MAX_STEPS = 30
+PLANS = 4096
+ROWS = 50_000  # simulated problems an evaluation of stage 3
+NODES = 21
+_LENGTH_SPREAD = 0.6
+_MIN_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+# Priors of stage 3, (mean, standard deviation): atanh of the correlation; the two terms of
+# `draft_wrong`; log of the spread for the small model (around stage 1) and for the large.
+_RHO, _CONSTANT, _SCORE = (1.2, 0.4), (0.5, 1.0), (3.0, 3.0)
+_SD_ERROR, _SD_LARGE = 0.3, (0.0, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """Results of the authors' run that stage 3 is fitted to.
+
+    Attributes:
+      weak, strong: accuracies of the small and the large model alone.
+      steps, tokens: means a problem of the large model alone.
+      points: (threshold, accuracy) of TRIM-Thr.
+      error: standard error of an accuracy, for the weight of the points against the priors.
+    """
+
+    weak: float = 0.364
+    strong: float = 0.730
+    steps: float = 8.0
+    tokens: float = 494.8
+    points: tuple[tuple[float, float], ...] = ((0.5, 0.674), (0.9, 0.714))
+    error: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the fit found.
+
+    Attributes:
+      by_model: of stage 1, {"small": {"mean", "sd", "slope", "first"}, "large": ...}.
+      kernels: of stage 2, for each state the widths (least score, score) of its kernel.
+      parameters: of stage 3.
+      predicted: accuracy at 0, 1 and the thresholds of the points, in that order.
+      wanted: their recorded values.
+    """
+
+    by_model: dict[str, dict[str, float]]
+    kernels: dict[str, tuple[float, float]]
+    parameters: dict[str, float]
+    predicted: tuple[float, ...]
+    wanted: tuple[float, ...]
+
+
+def fit_published(
+    path: str | Path, recorded: Recorded = Recorded(), small: str = "qwen2.5-1.5b-instruct",
+    large: str = "qwen2.5-7b-instruct", scores: str = "math_train",
+) -> tuple[Process, Report]:
+    """The process of the authors' run, from their `pomdp_parameters.json`.
+
+    Args:
+      small, large: the models' names in the file. scores: which of its score densities.
+
+    Raises:
+      DataError: the file cannot be read or lacks a part that is needed.
+    """
+    data = _read(Path(path))
+    try:
+        hazards = data["terminal_hazard_by_step"]
+        lengths = [_lengths(hazards[name]) for name in ("slm", "llm")]
+        shared = _lengths(hazards["slm_llm"])
+        histograms = [data["transition"][name] for name in (small, large)]
+        densities = data["observation"][scores]["p_obs_given_state[min_prev][current]"]
+        fits = [_fit_model(h, n) for h, n in zip(histograms, lengths)]
+        cells, kernels = deblur.score_cells(densities, np.array(_MIN_EDGES))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: not the authors' parameters ({type(error).__name__}: {error}); it needs "
+            f"terminal_hazard_by_step, transition of {small} and {large}, and observation of {scores}"
+        ) from None
+
+    start = _process(fits, _tilt(shared, recorded.steps), cells, recorded)
+    process, parameters, predicted = _fit_recorded(start, fits, recorded)
+    wanted = (recorded.weak, recorded.strong, *(a for _, a in recorded.points))
+    by_model = dict(zip(("small", "large"), fits))
+    return process, Report(by_model, kernels, parameters, predicted, wanted)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+# ------------------------------------------------------------------- numbers of steps, histograms
+
+
+def _lengths(hazard: dict[str, float]) -> np.ndarray:
+    """P(N = n) for n = 0..MAX_STEPS of a hazard by number of steps; the rest ends at MAX_STEPS."""
+    h = np.array([hazard[str(n)] for n in range(MAX_STEPS)] + [1.0])
+    return h * np.concatenate([[1.0], np.cumprod(1 - h)[:-1]])
+
+
+def _tilt(p: np.ndarray, mean: float) -> np.ndarray:
+    """p(n) exp(a n), normalised, with the given mean: the nearest such distribution to p."""
+    n = np.arange(len(p))
+
+    def tilted(a):
+        w = p * np.exp(a * (n - mean))
+        return w / w.sum()
+
+    return tilted(scipy.optimize.brentq(lambda a: tilted(a) @ n - mean, -1.0, 1.0))
+
+
+def _fit_model(histogram: dict[str, Any], lengths: np.ndarray) -> dict[str, float]:
+    """Stage 1 for one model: maximum likelihood with a weak prior on all but the mean."""
+    top = MAX_STEPS + 1
+    correct, wrong = np.zeros(top), np.zeros(top)
+    for out, name in ((correct, "correct_steps_hist"), (wrong, "first_error_step_hist")):
+        counts = np.asarray(histogram[name], float)
+        np.add.at(out, np.minimum(np.arange(len(counts)), MAX_STEPS), counts)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    weights = weights / weights.sum()
+    t, n = np.arange(MAX_STEPS), np.arange(top)
+
+    def loss(x):
+        logit = (x[0] + x[2] * tables.length_scale(n)[:, None, None]
+                 + x[3] * (t == 0)[:, None] + jnp.exp(x[1]) * nodes)  # [N, T, nodes]
+        right = jnp.cumsum(jax.nn.log_sigmoid(logit), axis=1)
+        before = jnp.concatenate([jnp.zeros_like(right[:, :1]), right[:, :-1]], axis=1)
+        all_right = jnp.exp(right[n[1:], n[1:] - 1]) @ weights * lengths[1:]
+        misses = jnp.exp(before + jax.nn.log_sigmoid(-logit)) @ weights  # [N, T]
+        errs = ((t < n[:, None]) * lengths[:, None] * misses).sum(axis=0)
+        fit = correct[1:] @ jnp.log(all_right + 1e-12) + wrong[1:] @ jnp.log(errs + 1e-12)
+        return -fit + 0.5 * (jnp.exp(2 * x[1]) + x[2] ** 2 + x[3] ** 2)
+
+    gradient = jax.jit(jax.value_and_grad(loss))
+
+    def both(x):
+        value, slope = gradient(jnp.asarray(x, jnp.float32))
+        return float(value), np.asarray(slope, float)
+
+    best = scipy.optimize.minimize(both, [2.5, -0.5, 0.0, 0.0], jac=True, method="L-BFGS-B")
+    mean, log_sd, slope, first = (float(v) for v in best.x)
+    return {"mean": mean, "sd": float(np.exp(log_sd)), "slope": slope, "first": first}
+
+
+def _process(fits, lengths: np.ndarray, cells: np.ndarray, recorded: Recorded) -> Process:
+    """The process before stage 3: its levels and correlations are still to be found."""
+    n_steps = np.searchsorted(np.cumsum(lengths), (np.arange(PLANS) + 0.5) / PLANS)
+    n_steps = jnp.asarray(np.clip(n_steps, 1, MAX_STEPS), jnp.int32)
+    kinds, mean = 3, recorded.tokens / recorded.steps
+    shape = _LENGTH_SPREAD**-2
+    draws = scipy.stats.gamma.ppf((np.arange(ENTRIES) + 0.5) / ENTRIES, shape, scale=mean / shape)
+    draws = jnp.asarray(np.tile(np.maximum(np.round(draws), 1), (kinds, 1)), jnp.float32)
+    first = jnp.array([f["first"] for f in fits])[:, None, None] * jnp.eye(kinds)[FIRST][:, None]
+    slope = jnp.array([f["slope"] for f in fits])[:, None] * tables.length_scale(MAX_STEPS)
+    cells = np.broadcast_to(cells[None, :, None], (2, 3, kinds, *cells.shape[1:]))
+    return Process(
+        n_steps=n_steps,
+        kinds=plans(n_steps, MAX_STEPS),
+        effect_sd=jnp.array([f["sd"] for f in fits], jnp.float32),
+        effect_correlation=jnp.zeros(()),
+        by_length=slope.astype(jnp.float32),
+        logit=jnp.broadcast_to(first, (2, kinds, MAX_STEPS)).astype(jnp.float32),
+        draft_wrong=jnp.zeros(2),
+        draft_tokens=draws,
+        strong_slope=jnp.zeros(()),
+        strong_rest=draws,
+        min_edges=jnp.array(_MIN_EDGES, jnp.float32),
+        scores=jnp.asarray(cells, jnp.float32),
+        same=jnp.zeros(3),
+        lucky=jnp.zeros(()),
+    )
+
+
+# ---------------------------------------------------------------------------- the recorded run
+
+
+def _fit_recorded(start: Process, fits, recorded: Recorded):
+    """Stage 3: least squares with priors, under the same luck throughout."""
+    settings = (0.0, 1.0, *(k for k, _ in recorded.points))
+    wanted = np.array([recorded.weak, recorded.strong, *(a for _, a in recorded.points)])
+    policy, key = Threshold((0.5,)), jax.random.key(0)
+
+    def process(x):
+        return start.replace(
+            logit=start.logit + jnp.stack([x[SMALL], x[LARGE]])[:, None, None],
+            effect_correlation=jnp.tanh(x[2]),
+            draft_wrong=x[3:5],
+            effect_sd=jnp.exp(x[5:7]),
+        )
+
+    @jax.jit
+    def process_of(x):
+        return process(x.astype(jnp.float32))
+
+    def predict(x):
+        found = rollout(process_of(jnp.asarray(x)), policy, key, ROWS, settings)
+        return np.asarray(found.accuracy, float)
+
+    # The levels have no prior: the anchors, held four times as tightly as the points, set them.
+    weight = np.array([4.0, 4.0] + [1.0] * len(recorded.points)) / recorded.error
+    priors = (_RHO, _CONSTANT, _SCORE, (np.log(fits[0]["sd"]), _SD_ERROR), _SD_LARGE)
+    centre, spread = np.array(priors).T
+
+    def residuals(x):
+        return np.concatenate([(predict(x) - wanted) * weight, (x[2:] - centre) / spread])
+
+    first = np.concatenate([[fits[0]["mean"], fits[1]["mean"] + 0.7], centre])
+    # Accuracies of a sample are steps, not slopes: differences are taken over 0.05 and more.
+    best = scipy.optimize.least_squares(residuals, first, diff_step=0.05, x_scale=np.r_[1, 1, spread])
+    x, found = best.x, process_of(jnp.asarray(best.x))
+    parameters = {
+        "mean.small": x[0], "mean.large": x[1], "rho": np.tanh(x[2]),
+        "draft_wrong.constant": x[3], "draft_wrong.score": x[4],
+        "sd.small": np.exp(x[5]), "sd.large": np.exp(x[6]),
+    }  # fmt: skip
+    parameters = {name: float(value) for name, value in parameters.items()}
+    return found, parameters, tuple(float(a) for a in predict(x))
