@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 
 from trim_jax.eval import figures
 from trim_jax.eval.bootstrap import interval, resample
-from trim_jax.eval.metrics import relative_cost
 from trim_jax.eval.summary import find_anchor, label_of
-from trim_jax.eval.traces import Result, Table, tables
+from trim_jax.eval.traces import Result, tables
 from trim_jax.policies.base import Policy
 from trim_jax.policies.simple import Always, Oracle, Random, Threshold
 from trim_jax.sim.env import rollout
@@ -106,10 +105,10 @@ def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def table_of(comparisons: Sequence[Comparison]) -> str:
     """The comparison in text: settings within their intervals, and mean absolute errors."""
-    lines = [f"{'policy':<10}{'settings':>9}{'accuracy':>22}{'strong tokens':>24}"]
+    lines = [f"{'policy':<10}{'settings':>9}{'accuracy':>26}{'strong tokens':>26}"]
     for c in comparisons:
         parts = [f"{c.policy:<10}{len(c.settings):>9}"]
-        for series, width in ((c.accuracy, 22), (c.share, 24)):
+        for series, width in ((c.accuracy, 26), (c.share, 26)):
             text = f"{series.inside.sum()} inside, {100 * series.mean_error:.2f} points"
             parts.append(f"{text:>{width}}")
         lines.append("".join(parts))
@@ -129,7 +128,8 @@ def figure(comparisons: Sequence[Comparison]) -> Figure:
             x, y = 100 * c.share.recorded, 100 * c.accuracy.recorded
             _bars(left, x, c.accuracy, style.color)
             left.plot(x, y, linestyle="none", marker=style.marker, color=style.color,
-                      markerfacecolor=figures.PAPER, label=f"{label_of(c.policy)}, recorded")  # fmt: skip
+                      markerfacecolor=figures.PAPER,
+                      label=f"{label_of(c.policy)}, recorded")  # fmt: skip
             left.plot(100 * c.share.predicted, 100 * c.accuracy.predicted, color=style.color,
                       linestyle="-" if len(x) > 1 else "none", marker="x", markersize=4.5,
                       label=f"{label_of(c.policy)}, predicted")  # fmt: skip

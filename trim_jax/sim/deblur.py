@@ -12,8 +12,8 @@ import scipy.optimize
 from trim_jax.sim.tables import QUANTILES
 
 CELLS = 80  # of a score, for the distribution behind the estimate
-# Few: enough to undo most of the blur; at convergence smooth parts break into lumps, and fewer right
-# steps are below 0.9 than the cost of the authors' run suggests.
+# Few: enough to undo most of the blur; at convergence smooth parts break into lumps, and
+# fewer right steps are below 0.9 than the cost of the authors' run suggests.
 ITERATIONS = 5
 _MISFIT = 1e-3  # relative misfit at which a kernel is too wide to have made the table
 _STATES = ("S0", "S1", "S2")

@@ -31,7 +31,7 @@ class State:
     Attributes:
       key: uint32 [B], the problem: all its random numbers come from it.
       plan: int32 [B], row of the process's table of plans. n_steps: int32 [B], of the plan.
-      effects: float32 ([B], [B]), of the problem (its number of steps included) on each model's logit.
+      effects: float32 ([B], [B]), of the problem and its number of steps, on each logit.
       t: int32 [B], step in question, 0-based.
       kind: int32 [B], of that step.
       latent: int32 [B], S0, S1 or S2, with the draft.

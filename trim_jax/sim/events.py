@@ -129,7 +129,7 @@ def _draft_of(step: StepTrace) -> tuple[bool, float, int] | None:
 
 
 def _keep(events: dict[tuple, list], key: tuple, row: list, at_index: int = 7) -> None:
-    """Keeps the first event of a key; one that was scored (or drafted) replaces one that was not."""
+    """Keeps the first event of a key; one scored (or drafted) replaces one that was not."""
     old = events.get(key)
     blank = lambda x: x == -1 or x != x  # noqa: E731
     if old is None or (blank(old[at_index]) and not blank(row[at_index])):
@@ -143,7 +143,7 @@ def _columns(events: dict[tuple, list]) -> Events:
 
 
 def _solutions(groups: list[list[tuple]]) -> Solutions:
-    chosen = [max(group, key=lambda ending: ending[0])[2] for group in groups]  # the first right one
+    chosen = [max(group, key=lambda ending: ending[0])[2] for group in groups]
     tokens = np.zeros((len(groups), max(map(len, chosen))), int)
     for row, lengths in zip(tokens, chosen):
         row[: len(lengths)] = lengths

@@ -131,7 +131,7 @@ def _kinds(t: np.ndarray, n: np.ndarray, tokens: np.ndarray, edges: np.ndarray) 
 
 
 def _per_problem(events: Events, kind: np.ndarray, problems: np.ndarray) -> dict[str, np.ndarray]:
-    """Events with a right prefix, one for each (problem, seed, step), as [problems, most] arrays."""
+    """Events with a right prefix, one a (problem, seed, step), as [problems, most] arrays."""
     keep = np.flatnonzero(events.prefix_right)
     keys = np.stack([events.problem[keep], events.seed[keep], events.t[keep]], axis=1)
     keep = keep[np.unique(keys, axis=0, return_index=True)[1]]

@@ -9,17 +9,17 @@
 **A problem** is a plan, drawn from a table of plans, and two effects. The plan is the number of
 steps N and the kind of each: FIRST, LAST, or one of the kinds between (groups of steps of similar
 length); both models follow it. The effects, one for each model, come from a bivariate normal on the
-logit scale: what is hard for the small model is hard for the large one. Without them a rejected step
-would get a fresh chance at every attempt, and the accuracy of careful thresholds would come out far
-too high (method, section 5).
+logit scale: what is hard for the small model is hard for the large one. Without them a rejected
+step would get a fresh chance at every attempt, and the accuracy of careful thresholds would
+come out far too high (method, section 5).
 
 **A step**, given a right prefix, is right with probability
 
     sigmoid(logit[m, kind, t] + by_length[m, N] + effect[m]
             - [m is large and the draft is wrong] (draft_wrong[0] + draft_wrong[1] * draft score))
 
-for model m. The last term says that a step the small model fails at is harder for the large one too,
-and that an error which deceives the PRM is one that the large model tends to make itself.
+for model m. The last term says that a step the small model fails at is harder for the large one
+too, and that an error which deceives the PRM is one that the large model tends to make itself.
 
 **The PRM** scores a step by its state, kind, writer, and the least score accepted before it: the
 score is read from the quantile function of that cell.  A rewrite may repeat the draft word for word
@@ -48,19 +48,19 @@ class Process:
     """Parameters of the process. Z kinds of steps, M steps at most, C bins of the least score.
 
     Attributes:
-      n_steps: int32 [P], number of steps of each plan, in 1..M; at most MAX_PLANS plans, all equally
-        likely.
+      n_steps: int32 [P], number of steps of each plan, in 1..M; at most MAX_PLANS plans, all
+        equally likely.
       kinds: int32 [P, M], kind of each of its steps; what follows the last is not read.
       effect_sd: float32 [2], standard deviation of the problem effect on each model's logit.
       effect_correlation: float32 [], of the two effects.
       by_length: float32 [2, M + 1], effect of the number of steps on each model's logit.
       logit: float32 [2, Z, M], of a right step given a right prefix, for an average problem.
-      draft_wrong: float32 [2], taken off the large model's logit where the draft is wrong: a constant,
-        and a multiple of the draft's score.
+      draft_wrong: float32 [2], taken off the large model's logit where the draft is wrong: a
+        constant, and a multiple of the draft's score.
       draft_tokens: float32 [Z, ENTRIES], length of the draft, whole numbers.
       strong_slope: float32 [], tokens of the large model's step for each token of the draft.
       strong_rest: float32 [Z, ENTRIES], what is added to that, then rounded and kept at 1 or more.
-      min_edges: float32 [C - 1], ascending; the least accepted score is in bin (min >= edges).sum().
+      min_edges: float32 [C - 1], ascending; the least score is in bin (min >= edges).sum().
       scores: float32 [2, 3, Z, C, Q + 1], by writer, state, kind and bin: quantiles 0, 1/Q, ..., 1
         of the PRM score, joined by straight lines.
       same: float32 [3], by state: the rewrite has the draft's score, where both are right or

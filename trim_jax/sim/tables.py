@@ -114,7 +114,8 @@ def score_tables(
     """
     new = ~np.isnan(rewrites.score) & (rewrites.score != rewrites.draft_score)
     parts = []
-    for writer, (events, kind) in enumerate(((drafts, draft_kind), (rewrites[new], strong_kind[new]))):
+    both = (drafts, draft_kind), (rewrites[new], strong_kind[new])
+    for writer, (events, kind) in enumerate(both):
         cell = (events.min_score[:, None] >= min_edges).sum(axis=1)
         parts.append(np.stack([np.full(len(kind), writer), events.state, kind, cell]))
     where = np.concatenate(parts, axis=1)
