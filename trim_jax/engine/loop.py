@@ -9,6 +9,7 @@ when one of the two has run dry or full.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -19,7 +20,6 @@ import numpy as np
 from trim_jax.engine import rows as R
 from trim_jax.engine import steps, work
 from trim_jax.engine.rows import Rows, where
-from trim_jax.engine.steps import when
 from trim_jax.engine.sampling import Sampling
 from trim_jax.engine.tokens import TokenTables
 from trim_jax.engine.work import Tile
@@ -105,6 +105,15 @@ class Carry:
     more: jax.Array
     work: jax.Array
     ticks: jax.Array
+
+
+def when(condition: jax.Array, function: Callable[[Any], Any], value: Any) -> Any:
+    """`function(value)` if `condition` else `value`.
+
+    As a loop of at most one round: a conditional would copy the caches, a loop works in place.
+    """
+    once = lambda c: (jnp.zeros_like(condition), function(c[1]))  # noqa: E731
+    return jax.lax.while_loop(lambda c: c[0], once, (condition, value))[1]
 
 
 def initial_carry(config: LoopConfig) -> Carry:
@@ -237,7 +246,7 @@ def _work(
 def _settle(config: LoopConfig, carry: Carry) -> Carry:
     """Take every row as far as it goes without a model."""
     rows = steps.finish_drafts(carry.rows, config.tables)
-    rows = steps.decide(rows, config.policies)
+    rows = steps.decide(rows, config.policies, config.rows)
     forking = lambda s: (s[0].phase == R.PARTING) | (s[0].phase == R.PARTING_PLANS)  # noqa: E731
     rows, kv, out, n_out = jax.lax.while_loop(
         lambda s: forking(s).any(),

@@ -256,7 +256,9 @@ class Reference:
             uniform=uniform(fold(key, jnp.uint32(t)))[None],
             right=one(text == reference[: len(text)] and not stops_short, bool),
             prefix_right=one(work.text == reference[: len(work.text)], bool),
-            large_tokens=one(work.ledger[R.LARGE, R.KEPT], jnp.int32),
+            large_tokens=one(
+                sum(s.cost for s in work.steps if s.writer == R.LARGE), jnp.int32
+            ),
             min_score=one(np.nanmin([1.0, *scores]), jnp.float32),
             prod_score=one(np.nanprod(scores), jnp.float32),
         )

@@ -24,15 +24,6 @@ from trim_jax.policies import base
 POLICY_STREAM = 7
 
 
-def when(condition: jax.Array, function: Callable[[Any], Any], value: Any) -> Any:
-    """`function(value)` if `condition` else `value`.
-
-    As a loop of at most one round: a conditional would copy the caches, a loop works in place.
-    """
-    once = lambda c: (jnp.zeros_like(condition), function(c[1]))  # noqa: E731
-    return jax.lax.while_loop(lambda c: c[0], once, (condition, value))[1]
-
-
 def put_at(array: jax.Array, at: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
     """`array` [B, M] with `value` [B] at column `at` [B] in the rows of `mask` [B]."""
     here = (jnp.arange(array.shape[1]) == at[:, None]) & mask[:, None]
@@ -58,6 +49,7 @@ def observe(rows: Rows) -> base.Observation:
     else:
         right = prefix_right = jnp.zeros_like(rows.ended)
     scores = jnp.where(steps < rows.t[:, None], rows.score, jnp.nan)
+    by_large = (steps < rows.t[:, None]) & (rows.writer == R.LARGE)
     known = jnp.where(jnp.isnan(scores), 1.0, scores)
     last = rows.ended | (rows.boxed_state == len(BOXED)) | (rows.t + 1 == len(steps))
     return base.Observation(
@@ -70,7 +62,7 @@ def observe(rows: Rows) -> base.Observation:
         uniform=uniform(fold(fold(rows.key, jnp.uint32(POLICY_STREAM)), rows.t)),
         right=right,
         prefix_right=prefix_right,
-        large_tokens=rows.ledger[:, R.LARGE, R.KEPT],
+        large_tokens=jnp.where(by_large, rows.cost, 0).sum(axis=1),
         min_score=known.min(axis=1),
         prod_score=known.prod(axis=1),
     )
@@ -113,29 +105,35 @@ def finish_drafts(rows: Rows, tables: TokenTables) -> Rows:
     return rows.replace(phase=phase)
 
 
-def decide(rows: Rows, policies: Sequence[base.Policy]) -> Rows:
-    """DECIDING rows become ACCEPTED, REJECTED, or PARTING where their settings disagree."""
-    deciding = rows.phase == R.DECIDING
-    obs = observe(rows)
-    for i, policy in enumerate(policies):
-        mine = deciding & (rows.policy == i)
+def decide(rows: Rows, policies: Sequence[base.Policy], width: int) -> Rows:
+    """DECIDING rows become ACCEPTED, REJECTED, or PARTING where their settings disagree.
 
-        def consider(rows, policy=policy, mine=mine, i=i):
-            state = rows.states[i]
-            cut = _first_difference(policy, lambda dial: policy.decide(dial, obs, state)[0], rows)
-            action, after = policy.decide(_dial(policy, rows), obs, state)
-            agreed = mine & (cut == rows.hi)
-            states = list(rows.states)
-            states[i] = where(agreed, after, state)
+    They are taken out `width` at a time: a learned policy's network is not free, and is asked for
+    every setting of a row.
+    """
+    for i, policy in enumerate(policies):
+
+        def waiting(rows, i=i):
+            return (rows.phase == R.DECIDING) & (rows.policy == i)
+
+        def some(rows, policy=policy, i=i, waiting=waiting):
+            B = len(rows.phase)
+            index = jnp.nonzero(waiting(rows), size=min(width, B), fill_value=B)[0]
+            mine = jax.tree.map(lambda x: x.at[index].get(mode="clip"), rows)
+            obs, state = observe(mine), mine.states[i]
+            cut = _first_difference(policy, lambda dial: policy.decide(dial, obs, state)[0], mine)
+            action, after = policy.decide(_dial(policy, mine), obs, state)
+            agreed = cut == mine.hi
             phase = jnp.where(action == base.ACCEPT, R.ACCEPTED, R.REJECTED)
             phase = jnp.where(agreed, phase, R.PARTING)
+            put = lambda full, new: full.at[index].set(new, mode="drop")  # noqa: E731
+            states = list(rows.states)
+            states[i] = jax.tree.map(put, rows.states[i], where(agreed, after, state))
             return rows.replace(
-                phase=jnp.where(mine, phase, rows.phase), cut=jnp.where(mine, cut, rows.cut),
-                states=tuple(states),
-            )  # fmt: skip
+                phase=put(rows.phase, phase), cut=put(rows.cut, cut), states=tuple(states)
+            )
 
-        # Most ticks have nothing to decide, and a learned policy's network is not free.
-        rows = when(mine.any(), consider, rows)
+        rows = jax.lax.while_loop(lambda rows, waiting=waiting: waiting(rows).any(), some, rows)
     return rows
 
 

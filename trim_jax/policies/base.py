@@ -45,7 +45,8 @@ class Observation:
       right: bool [B], the text so far, draft included, equals the reference solution: the true
         label, for upper bounds only; False where the run carries no references.
       prefix_right: bool [B], likewise without the draft.
-      large_tokens: int32 [B], tokens the large model has decoded for this solution so far.
+      large_tokens: int32 [B], tokens of the large model in the accepted steps, delimiters not
+        counted: the paper's cost so far.
       min_score, prod_score: float32 [B], minimum and product of `scores`; 1 at the first step, and
         over steps that were not scored.
     """

@@ -267,11 +267,8 @@ def act(
         draft_tokens=jnp.zeros_like(obs.draft_tokens), draft_score=nan, last=none,
         right=obs.prefix_right,
     )  # fmt: skip
-    if isinstance(policy, base.MonotonePolicy) and policy.before_draft:
-        direct, scored = policy.signal(before) < dial, none
-    else:
-        plan = policy.plan(dial, before, memory)
-        direct, scored = plan == base.LARGE, plan == base.DRAFT_AND_SCORE
+    plan = policy.plan(dial, before, memory)
+    direct, scored = plan == base.LARGE, plan == base.DRAFT_AND_SCORE
     obs = obs.replace(draft_score=jnp.where(scored, obs.draft_score, nan))
     action, decided = policy.decide(dial, obs, memory)
     # Who writes without a draft is not asked to decide.
