@@ -10,11 +10,11 @@ def write(path, rows):
     return path
 
 
-def make_files(folder, problems=60, p_small=0.75, p_large=0.92, seed=0):
+def make_files(folder, problems=60, p_small=0.75, p_large=0.92, seed=0, unboxed=10):
     """Three files: small and large solutions of 2 to 5 steps, and questions with a level.
 
     A step is right with the model's probability; the judge gives right steps 0.6 to 1 and wrong
-    ones, and all after, 0 to 0.3. One small solution in ten has no box.
+    ones, and all after, 0 to 0.3. One small solution in `unboxed` has no box.
     """
     rng = np.random.default_rng(seed)
     files = {"small": [], "large": [], "questions": []}
@@ -25,7 +25,7 @@ def make_files(folder, problems=60, p_small=0.75, p_large=0.92, seed=0):
             right = np.minimum.accumulate(rng.uniform(size=n) < p)
             scores = np.where(right, rng.uniform(0.6, 1, n), rng.uniform(0, 0.3, n))
             steps = [f"step {t} gives {t + i}" for t in range(n - 1)] + [f"\\boxed{{{i}}}"]
-            if name == "small" and i % 10 == 0:
+            if name == "small" and i % unboxed == 0:
                 steps[-1] = "no answer"
             files[name].append({"id": f"q{i}", "steps": steps, "correct": bool(right[-1]),
                                 "prm_scores": scores.round(4).tolist()})  # fmt: skip

@@ -83,16 +83,15 @@ def problem_weights(pair: Pair, train: np.ndarray, test: np.ndarray) -> np.ndarr
 
 
 def fit(pair: Pair, weights: np.ndarray, draft_wrong: float = 0.0) -> Fit:
-    """The process of a pair of models on problems with weights [P] (whole numbers repeat them).
+    """The process of a pair of models on problems with weights [P] (counts, or near 1).
 
     Args:
       draft_wrong: taken off the large model's logit where the draft is wrong; not estimable here.
     """
     found = _fit_effects(pair, weights, draft_wrong)
-    # The tables take whole problems: weights near 1 are one, those of a resample are counts.
-    rows = np.repeat(np.arange(len(weights)), np.ceil(weights - 1e-9).clip(0).astype(int))
-    if weights[weights > 0].max() < 2:
-        rows = np.flatnonzero(weights > 0)
+    # The tables take whole problems: the weights of levels are near 1, those of a resample counts.
+    times = np.where(weights > 0, np.maximum(np.rint(weights), 1), 0).astype(int)
+    rows = np.repeat(np.arange(len(weights)), times)
     drafts, strong = pair.small.events(rows), pair.large.events(rows)
     kinds = [_kind(events.t, events.n) for events in (drafts, strong)]
     edges = tables.quantile_edges(drafts.min_score[kinds[0] == _BETWEEN], _MIN_BINS)
