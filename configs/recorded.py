@@ -3,9 +3,9 @@
     trim-jax recorded --config.small=1b.jsonl --config.large=8b.jsonl --config.questions=math.jsonl
 
 No model runs. A file of solutions has one JSON object a line: id, steps, prm_scores (one process
-reward a step) and correct; the file of questions has id, problem and, if known, level. Baselines are
-trained and judged in cross-validation. TRIM-Thr, of which there is no record, is predicted by the
-simulator. Takes about six minutes on two cores; killed, the same command goes on.
+reward a step) and correct; the file of questions has id, problem and, if known, level. Baselines
+are trained and judged in cross-validation. TRIM-Thr, of which there is no record, is predicted by
+the simulator. Takes about six minutes on two cores; killed, the same command goes on.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.seeds = (0, 1, 2)
     # Resamples of the questions, for the intervals of the baselines.
     config.bootstrap = 2000
-    # Resamples of the questions that the simulator is fitted to anew, for the prediction's interval.
+    # Resamples of the questions that the simulator is fitted to, for the prediction's interval.
     config.refits = 40
     # Problems that the simulator draws for each fit.
     config.simulated = 10_000

@@ -41,12 +41,14 @@ def run(config: ConfigDict) -> str:
     outcomes = load_pair(*(config[name] for name in _FILES), count=proxy_count())
     pair = solutions.read(*(config[name] for name in _FILES), count=proxy_count())
     if len(outcomes) < config.folds:
-        raise ConfigError(f"--config.folds={config.folds}: {config.small} has {len(outcomes)} questions")
+        raise ConfigError(
+            f"--config.folds={config.folds}: {config.small} has {len(outcomes)} questions"
+        )
     if not config.seeds:
         raise ConfigError("--config.seeds is empty: give at least one")
     if outcomes.large_correct.mean() <= outcomes.small_correct.mean():
-        raise DataError(f"{config.large} is no better than {config.small}: there is no gap to recover; "
-                        "swap --config.small and --config.large?")
+        raise DataError(f"{config.large} is no better than {config.small}: there is no gap to "
+                        "recover; swap --config.small and --config.large?")  # fmt: skip
     saved = {**config.to_dict(), **{name: hashes[name]["name"] for name in _FILES}}
     origin = {**provenance.collect({}, config.questions), "data": hashes}
     with ResultFolder.open_or_create(config.out, saved, origin) as folder:
@@ -158,8 +160,8 @@ def _summary(config: ConfigDict, folder: ResultFolder, outcomes: Outcomes, pair)
         accuracy, tokens, steps = (np.array(row[n]) for n in ("accuracy", "strong_tokens", "steps"))
         drawn_rows = (np.array(row["samples"][n]) for n in ("accuracy", "strong_tokens"))
         variants[variant.name] = {
-            "label": variant.label, "thresholds": _thresholds(config), "parameters": row["parameters"],
-            **report.curve(accuracy, tokens, *drawn_rows),
+            "label": variant.label, "thresholds": _thresholds(config),
+            "parameters": row["parameters"], **report.curve(accuracy, tokens, *drawn_rows),
         }  # fmt: skip
         ends = (accuracy[0], accuracy[-1], steps[0], steps[-1], tokens[-1])
         check[variant.name] = {n: (r, p) for (n, r), p in zip(recorded.items(), ends)}
@@ -183,14 +185,14 @@ def _unboxed(texts: Iterable[str]) -> float:
 def notes(config: ConfigDict) -> list[str]:
     """What a reader must know of these figures."""
     return [
-        f"Token counts are a proxy: the records carry none, so the step texts are counted with "
-        f"{PROXY_TOKENIZER}. Ratios can be compared with each other, not with counts made elsewhere.",
+        "Token counts are a proxy: the records carry none, so the step texts are counted with "
+        f"{PROXY_TOKENIZER}. Compare ratios with each other, not with counts made elsewhere.",
         f"Baselines: {config.folds}-fold cross-validation, routers and cuts trained on the other "
         f"folds; intervals from {config.bootstrap} resamples of the questions, with the routers as "
         "they were trained. APGR by seed: other folds and other training luck.",
-        "TRIM-Thr is PREDICTED by the simulator, not run. Per fold it is fitted on the other folds, "
-        "weighted to the mix of levels in the fold, and pooled. Intervals: the process fitted anew to "
-        f"{config.refits} resamples of the questions. They do not cover the assumptions; compare the "
-        "variants for those.",
+        "TRIM-Thr is PREDICTED by the simulator, not run. Per fold it is fitted on the other "
+        "folds, weighted to the mix of levels in the fold, and pooled. Intervals: the process "
+        f"fitted anew to {config.refits} resamples of the questions. They do not cover the "
+        "assumptions; compare the variants for those.",
         "A solution without a boxed answer is wrong.",
     ]

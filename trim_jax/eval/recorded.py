@@ -1,4 +1,4 @@
-"""Summary, table and figure of `trim-jax recorded`: what was measured, and beside it a prediction."""
+"""Table and figure of `trim-jax recorded`: what was measured, and a prediction beside it."""
 
 from __future__ import annotations
 
@@ -93,22 +93,23 @@ def table(summary: Mapping[str, Any]) -> str:
         rows.append([f"*TRIM-Thr, PREDICTED: {name}*", "every step", *_cells(row, "–")])
     line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
     check = [
-        f"{name}: small alone {c['weak'][1]:.1%} predicted, {c['weak'][0]:.1%} recorded; large alone "
-        f"{c['strong'][1]:.1%}, {c['strong'][0]:.1%}; steps {c['steps_small'][1]:.2f}, "
-        f"{c['steps_small'][0]:.2f} and {c['steps_large'][1]:.2f}, {c['steps_large'][0]:.2f}; strong "
-        f"tokens {c['strong_tokens'][1]:.0f}, {c['strong_tokens'][0]:.0f}"
+        f"{name}: small alone {c['weak'][1]:.1%}, {c['weak'][0]:.1%}; "
+        f"large alone {c['strong'][1]:.1%}, {c['strong'][0]:.1%}; "
+        f"steps of the small {c['steps_small'][1]:.2f}, {c['steps_small'][0]:.2f}, "
+        f"of the large {c['steps_large'][1]:.2f}, {c['steps_large'][0]:.2f}; "
+        f"strong tokens {c['strong_tokens'][1]:.0f}, {c['strong_tokens'][0]:.0f}"
         for name, c in summary["check"].items()
     ]
     variants = summary["predicted"]["variants"]
     return "\n".join([
         f"# {summary['files']['small']['name']} against {summary['files']['large']['name']}", "",
         f"{summary['questions']} questions. Small model alone {_percent(anchors['weak'])} %, large "
-        f"model alone {_percent(anchors['strong'])} % at {tokens['strong_only']['value']:.0f} tokens a "
-        f"question; without a boxed answer, hence wrong: {anchors['unboxed_small']:.1%} and "
-        f"{anchors['unboxed_large']:.1%}.", "",
+        f"model alone {_percent(anchors['strong'])} % at {tokens['strong_only']['value']:.0f} "
+        f"tokens a question; without a boxed answer, hence wrong: {anchors['unboxed_small']:.1%} "
+        f"and {anchors['unboxed_large']:.1%}.", "",
         line(head), line(["---"] * len(head)), *map(line, rows), "",
-        "CPT: least strong tokens, in % of strong-only, that recover so much of the gap. All with 95 % "
-        "intervals.", "",
+        "CPT: least strong tokens, in % of strong-only, that recover so much of the gap. "
+        "All with 95 % intervals.", "",
         *(f"- {note}" for note in summary["notes"]),
         *(f"- Prediction *{name}*: {row['label']}." for name, row in variants.items()), "",
         "Check of the simulator's anchors (predicted, recorded and cut at 30 steps):", "",
@@ -141,7 +142,8 @@ def figure(summary: Mapping[str, Any]) -> Figure:
                     color=_GREYS[i] if named else figures.GRID, zorder=3 if named else 1.5,
                     linewidth=1.6 if named else 1.1, linestyle=_DASHES[i] if named else "-",
                     label=f"{name} (recorded)" if named else
-                    "other query-level baselines (recorded)" if i == _LABELLED else None)  # fmt: skip
+                    "other query-level baselines (recorded)" if i == _LABELLED else None,
+                    )  # fmt: skip
         _draw_predicted(ax, summary["predicted"]["variants"])
         for x, anchor, label, align, shift in ((0, weak, "small alone", "left", (9, -14)),
                                                (1, strong, "large alone", "right", (-9, -16))):
@@ -171,5 +173,5 @@ def _draw_predicted(ax, variants: Mapping[str, Mapping[str, Any]]) -> None:
         if i == 0:
             ax.fill_between(c, low, high, color=colors[0], alpha=0.12, linewidth=0)
         text = PREDICTED if i == 0 else f"the same, PREDICTED under other assumptions: {name}"
-        ax.plot(c, value, color=colors[i % 3], linestyle=(0, (5, 2)), linewidth=2.2 if i == 0 else 1.3,
-                label=text, zorder=5 if i == 0 else 4)  # fmt: skip
+        ax.plot(c, value, color=colors[i % 3], linestyle=(0, (5, 2)), label=text,
+                linewidth=2.2 if i == 0 else 1.3, zorder=5 if i == 0 else 4)  # fmt: skip

@@ -138,16 +138,18 @@ def _level(
     def miss(x: float, model: int) -> float:
         solutions, end = ((pair.small, 0.0), (pair.large, 1.0))[model]
         trial = np.where(np.arange(2) == model, x, shift)
-        process = processes[model]
-        process = process.replace(logit=process.logit + jnp.asarray(trial, jnp.float32)[:, None, None])
+        process = _shifted(processes[model], trial)
         found = rollout(process, Threshold((0.5,)), key, LEVEL_ROWS, (end,)).accuracy[0]
         return float(found) - float(weights @ solutions.correct / weights.sum())
 
     # The small model first: a wrong draft can make the large model's step harder.
     for model in (SMALL, LARGE):
         shift[model] = scipy.optimize.brentq(miss, -_SHIFT, _SHIFT, args=(model,), xtol=0.01)
-    moved = jnp.asarray(shift, jnp.float32)[:, None, None]
-    return [p.replace(logit=p.logit + moved) for p in processes], shift
+    return [_shifted(process, shift) for process in processes], shift
+
+
+def _shifted(process: Process, shift: np.ndarray) -> Process:
+    return process.replace(logit=process.logit + jnp.asarray(shift, jnp.float32)[:, None, None])
 
 
 def predict(fit: Fit, thresholds: tuple[float, ...], key: jax.Array, rows: int) -> Prediction:
@@ -187,8 +189,8 @@ class Variant:
 
 VARIANTS = (
     Variant("rule", "first error by the method's rule (first score below 0.35, else the lowest)"),
-    Variant("rule-hard-steps", "as rule, and a step that the small model fails at is harder for the "
-            "large one by 1 logit", draft_wrong=1.0),
+    Variant("rule-hard-steps", "as rule, and a step that the small model fails at is harder for "
+            "the large one by 1 logit", draft_wrong=1.0),
     Variant("likelihood", "first error drawn from its likelihood under all scores", by_rule=False),
 )  # fmt: skip
 
@@ -270,7 +272,8 @@ def _loss(x, data, weights, draft_wrong):
     nodes, mass = np.polynomial.hermite_e.hermegauss(NODES)
     z, other = np.stack(np.meshgrid(nodes, nodes, indexing="ij")).reshape(2, -1)
     log_mass = np.log(np.outer(mass, mass).reshape(-1) / mass.sum() ** 2)
-    effects = p["sd"][SMALL] * z, p["sd"][LARGE] * (p["rho"] * z + jnp.sqrt(1 - p["rho"] ** 2) * other)
+    z_large = p["rho"] * z + jnp.sqrt(1 - p["rho"] ** 2) * other
+    effects = p["sd"][SMALL] * z, p["sd"][LARGE] * z_large
 
     def logit(model, events):
         base = p["logit"][model][events["kind"]]

@@ -1,8 +1,8 @@
 """Recorded solutions of two models with a process reward per step, as the simulator reads them.
 
 A solution is cut at `max_steps`, as a routed run would be; one that is cut has no answer and is
-wrong. The records say whether a solution is right but not which steps are: `first_error` follows the
-method (section 2), `resampled_errors` puts a distribution in the place of its rule.
+wrong. The records say whether a solution is right but not which steps are: `first_error` follows
+the method (section 2), `resampled_errors` puts a distribution in the place of its rule.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def resampled_errors(
     wrong ones and those after each have a distribution of scores (12 bins), every step of a right
     prefix errs with one probability, and all are fitted by expectation-maximisation. Right
     solutions, of which every step is right, tell how often the judge doubts a right step. The
-    opposite extreme: that hard problems lower the scores of right steps too is taken for early errors.
+    opposite extreme: where hard problems lower the scores of right steps, this sees early errors.
 
     Args:
       weights: [P], of the problems in the fit; first wrong steps are drawn for all.
@@ -160,7 +160,8 @@ def resampled_errors(
         log_p += np.arange(scores.shape[1]) * np.log1p(-hazard)
         log_p = np.where(inside, log_p, -np.inf)
         posterior = np.exp(log_p - log_p.max(axis=1, keepdims=True))
-        posterior = np.where(correct[:, None], 0.0, posterior / posterior.sum(axis=1, keepdims=True))
+        posterior /= posterior.sum(axis=1, keepdims=True)
+        posterior[correct] = 0.0
     reached = np.cumsum(posterior, axis=1)
     drawn = (reached < rng.uniform(size=(len(n), 1))).sum(axis=1)
     return dataclasses.replace(solutions, error=np.where(correct, n, drawn.clip(max=n - 1)))
