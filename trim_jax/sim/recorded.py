@@ -79,6 +79,8 @@ def problem_weights(pair: Pair, train: np.ndarray, test: np.ndarray) -> np.ndarr
     ratio = np.where(here > 0, there / np.maximum(here, 1), 0.0)
     weights = np.zeros(len(pair.ids))
     weights[train] = ratio[pair.level[train]]
+    if not weights.any():  # no level in common: nothing to match
+        weights[train] = 1.0
     return weights * len(train) / weights.sum()
 
 
