@@ -83,7 +83,8 @@ def test_problem_weights_carry_the_mix_of_levels(pair):
 
 def test_the_study_pools_folds_and_refits(pair):
     splits = folds(len(pair.ids), 2, jax.random.key(0))
-    for variant in (R.VARIANTS[0], R.VARIANTS[-1]):
+    # One of the twelve bins of `resampled_errors` holds scores of right and of wrong steps.
+    for variant, error in ((R.VARIANTS[0], 0.04), (R.VARIANTS[-1], 0.08)):
         bar = Bar()
         found = R.study(pair, splits, variant, KS, jax.random.key(0), 4000, 3, bar)
         assert bar.done == 5 and len(found["parameters"]) == 2
@@ -91,7 +92,7 @@ def test_the_study_pools_folds_and_refits(pair):
         assert samples.shape == (3, 3) and samples[:, 0].std() > 0
         assert found["accuracy"][0] == pytest.approx(pair.small.correct.mean(), abs=0.03)
         # A judge that never errs leaves nothing to the assumption about first errors.
-        assert found["accuracy"][1] == pytest.approx((0.98**pair.large.n).mean(), abs=0.05)
+        assert found["accuracy"][1] == pytest.approx((0.98**pair.large.n).mean(), abs=error)
 
 
 def test_llama_on_math500():
