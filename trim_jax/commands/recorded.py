@@ -194,5 +194,8 @@ def notes(config: ConfigDict) -> list[str]:
         "folds, weighted to the mix of levels in the fold, and pooled. Intervals: the process "
         f"fitted anew to {config.refits} resamples of the questions. They do not cover the "
         "assumptions; compare the variants for those.",
+        "The records label no step, and that decides the prediction: the rule puts first errors "
+        "where scores are low and so flatters the judge; drawn by likelihood they are early and "
+        "mostly unseen by it. The truth may lie anywhere between; only a routed run can tell.",
         "A solution without a boxed answer is wrong.",
     ]

@@ -15,7 +15,7 @@ from trim_jax.eval.summary import estimate, number
 
 PREDICTED = "TRIM-Thr, PREDICTED by the simulator (not run)"
 _LABELLED = 3  # baselines that the figure names
-_GREYS = ("#3c444c", "#77818b", "#a3abb3")
+_GREYS, _FAINT = ("#3c444c", "#6b757f", "#959da6"), "#ced3d8"
 _DASHES = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)))
 
 
@@ -139,14 +139,14 @@ def figure(summary: Mapping[str, Any]) -> Figure:
             row = summary["baselines"][name]
             named = i < _LABELLED
             ax.plot(100 * np.array(row["c"], float), 100 * np.array(row["accuracy"], float),
-                    color=_GREYS[i] if named else figures.GRID, zorder=3 if named else 1.5,
+                    color=_GREYS[i] if named else _FAINT, zorder=3 if named else 1.5,
                     linewidth=1.6 if named else 1.1, linestyle=_DASHES[i] if named else "-",
                     label=f"{name} (recorded)" if named else
                     "other query-level baselines (recorded)" if i == _LABELLED else None,
                     )  # fmt: skip
         _draw_predicted(ax, summary["predicted"]["variants"])
         for x, anchor, label, align, shift in ((0, weak, "small alone", "left", (9, -14)),
-                                               (1, strong, "large alone", "right", (-9, -16))):
+                                               (1, strong, "large alone", "right", (-9, -78))):
             figures._error_bar(ax, x, anchor, figures.INK)
             y = 100 * anchor["value"]
             ax.plot([100 * x], [y], color=figures.INK, marker="D", markersize=6, zorder=6)
