@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
 
     # Who writes a step. --config.policy=NAME is short for --config.policy.name=NAME.
     config.policy = ConfigDict()
-    # never, always, random, thr or oracle; or your own, as my_module:make_policy.
+    # never, always, random, thr or oracle; your own, as my_module:make_policy; or the folder of a
+    # policy that trim-jax study has trained.
     config.policy.name = "thr"
     # thr: the large model rewrites a step whose score is below this; 0 is never, 1 is always.
     config.policy.threshold = 0.5
@@ -136,6 +137,21 @@ def add_language_model(config: ConfigDict) -> None:
     config.model.ffn = 192
 
 
+def add_study(config: ConfigDict) -> None:
+    """Adds what a study trains and compares."""
+    config.study = ConfigDict()
+    # Problems of policy_train that traces are collected of.
+    config.study.train = 2000
+    # Problems of the split hard that the policies are transferred to; 0 for none.
+    config.study.hard = 1000
+    # Settings of the policies with a price: tokens of the large model that a right answer is worth.
+    config.study.worths = (15, 25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 2500, 4000)
+    # Also train the query-level routers.
+    config.study.query = True
+    # Seed of all training.
+    config.study.seed = 0
+
+
 def pick(*names: str) -> ConfigDict:
     """Only the named fields and sections, for a command that needs few of them."""
     config = get_config()
@@ -164,6 +180,10 @@ RANGES = {
     "sweep.random": (0.0, 1.0),
     "sweep.validation": (0, None),
     "sweep.bootstrap": (1, None),
+    "study.train": (50, None),
+    "study.hard": (0, None),
+    "study.worths": (1, None),
+    "study.seed": (0, None),
     "train.steps": (1, None),
     "train.rows": (1, None),
     "train.learning_rate": (0.0, None),

@@ -109,7 +109,7 @@ def requests(
     instruction: str = "",
     prm_system: str = "",
 ) -> Iterator[Request]:
-    """One request per problem, seed and policy, in that order, for all settings of the policy."""
+    """Requests by problem, seed and policy, in that order: one for all settings where they can share."""
     wanted = any(policy.needs_reference for policy in policies)
     for problem in problems:
         prompt = prompts.lm_prompt_ids(trio.tokenizer, problem.problem, instruction, problem.id)
@@ -123,8 +123,9 @@ def requests(
             reference = prompts.lm_example_ids(trio.tokenizer, problem, instruction)[0][:-1]
         for seed in seeds:
             for i, policy in enumerate(policies):
-                hi = len(policy.settings)
-                yield Request(problem.id, seed, prompt, prm_prompt, i, 0, hi, reference)
+                n = len(policy.settings)
+                for lo, hi in [(k, k + 1) for k in range(n)] if policy.state_knows_dial else [(0, n)]:
+                    yield Request(problem.id, seed, prompt, prm_prompt, i, lo, hi, reference)
 
 
 def traces(

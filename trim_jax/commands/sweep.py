@@ -59,7 +59,7 @@ def run(config: ConfigDict, dry_run: bool = False) -> Path | None:
     context = config.engine.max_context
     prompts.check_prompts(trio.tokenizer, [*problems, *held_out], data.instruction, context)
     engine = setup.make_engine(config, trio, policies)
-    work = _Sweep(config, trio, engine, policies)
+    work = Runs(config, trio, engine, policies)
     if dry_run:
         work.predict(problems, held_out)
         return None
@@ -78,7 +78,7 @@ def run(config: ConfigDict, dry_run: bool = False) -> Path | None:
     return write_report([out], out)
 
 
-class _Sweep:
+class Runs:
     """One engine, and what it is asked to do with chunks of problems."""
 
     def __init__(self, config: ConfigDict, trio: api.Trio, engine: Engine, policies: Sequence[Policy]):

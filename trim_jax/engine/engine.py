@@ -22,6 +22,7 @@ from trim_jax.engine.tokens import TokenTables
 from trim_jax.errors import ConfigError, DataError
 from trim_jax.models.qwen2 import ModelConfig
 from trim_jax.policies.base import Policy
+from trim_jax.xla import loop_options
 from trim_jax.sharding import DATA
 
 
@@ -178,7 +179,8 @@ class Engine:
             wrap = functools.partial(jax.shard_map, mesh=self.mesh, axis_names={DATA}, check_vma=False)
             init = wrap(init, in_specs=(), out_specs=rows)
             run = wrap(run, in_specs=(none, none, rows), out_specs=rows)
-        return jax.jit(init), jax.jit(run, donate_argnums=2)
+        options = loop_options()
+        return jax.jit(init), jax.jit(run, donate_argnums=2, compiler_options=options)
 
     def load_weights(self, policy: int, weights: Any) -> None:
         """Give a policy other weights, of the same shapes, for the runs that follow.

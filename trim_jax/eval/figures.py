@@ -40,7 +40,7 @@ _STYLES = {"thr": Style(BLUE, "o", "-"), "random": Style(ORANGE, "s", (0, (5, 2)
            "oracle": Style(GREEN, "^", (0, (1.5, 1.5)))}
 _OTHERS = (Style(BRICK, "D", "-"), Style(SKY, "v", "-"), Style(PURPLE, "P", "-"))
 
-_RC = {
+RC = {
     "font.family": ["DejaVu Sans"], "font.size": 9.5, "axes.titlesize": 10.5,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelcolor": MUTED,
     "axes.edgecolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False,
@@ -53,7 +53,7 @@ _RC = {
 
 _FEW_WRONG = 10  # an AUC of fewer wrong steps is not drawn: its interval fills the axes
 
-_PERCENT = FuncFormatter(lambda v, _: f"{v:g} %")
+PERCENT = FuncFormatter(lambda v, _: f"{v:g} %")
 
 
 def style_of(policy: str, routed: Sequence[str]) -> Style:
@@ -76,13 +76,13 @@ def series(rows: Sequence[Mapping[str, Any]], field: str, part: str = "value") -
     return np.array([r[field][part] for r in rows], float)
 
 
-def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
     return fig, fig.subplots(**grid)
 
 
-def _laid_out(fig: Figure) -> Figure:
+def laid_out(fig: Figure) -> Figure:
     """Fixes the layout, which would otherwise shift by a hair at each further drawing."""
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
@@ -104,7 +104,7 @@ def _name(summary: Summary, policy: str) -> str:
 # --------------------------------------------------------------------------------- the frontier
 
 
-def _anchor_row(summary: Summary, side: str) -> Mapping[str, Any]:
+def anchor_row(summary: Summary, side: str) -> Mapping[str, Any]:
     anchor = summary["anchors"][side]
     return summary["policies"][anchor["policy"]]["settings"][anchor["setting"]]
 
@@ -113,7 +113,7 @@ def _error_bar(ax: Axes, x: float, estimate: Mapping[str, Any], color: str) -> N
     ax.vlines(100 * x, 100 * estimate["low"], 100 * estimate["high"], color=color, linewidth=1.2)
 
 
-def _draw_curve(ax: Axes, entry: Mapping[str, Any], style: Style, label: str, band: bool) -> None:
+def draw_curve(ax: Axes, entry: Mapping[str, Any], style: Style, label: str, band: bool) -> None:
     """Frontier as a line with its band, settings as markers (hollow where dominated)."""
     rows, front = entry["settings"], entry["frontier"]
     c, accuracy = series(rows, "c"), series(rows, "accuracy")
@@ -168,38 +168,38 @@ def frontier_figure(runs: Sequence[Summary]) -> Figure:
 
     One run: every policy. Several: the main policy of each, on the axes of its own anchors.
     """
-    with rc_context(_RC):
-        fig, ax = _figure(9.2, 5.5)
+    with rc_context(RC):
+        fig, ax = new_figure(9.2, 5.5)
         if len(runs) == 1:
             _draw_run(ax, runs[0])
         else:
             for i, run in reversed(list(enumerate(runs))):  # the first on top
                 name, style = run["main_policy"], (_STYLES["thr"], _STYLES["random"],
                                                    _STYLES["oracle"], *_OTHERS)[i % 6]
-                _draw_curve(ax, run["policies"][name], style,
+                draw_curve(ax, run["policies"][name], style,
                             f"{run['name']}: {run['policies'][name]['label']}", band=True)
                 for x, side in ((0, "weak"), (1, "strong")):
-                    row = _anchor_row(run, side)["accuracy"]
+                    row = anchor_row(run, side)["accuracy"]
                     _error_bar(ax, x, row, style.color)
                     ax.plot([100 * x], [100 * row["value"]], color=style.color, marker="D",
                             markersize=5)
         ax.set_xlim(-3, max(103, ax.get_xlim()[1]))
         ax.set_xlabel("tokens written by the large model, % of strong-only")
         ax.set_ylabel("problems solved")
-        ax.xaxis.set_major_formatter(_PERCENT)
-        ax.yaxis.set_major_formatter(_PERCENT)
+        ax.xaxis.set_major_formatter(PERCENT)
+        ax.yaxis.set_major_formatter(PERCENT)
         _legend_below(fig, ax, 2 if len(runs) > 1 else 4)
-        return _laid_out(fig)
+        return laid_out(fig)
 
 
 def _draw_run(ax: Axes, run: Summary) -> None:
-    weak, strong = _anchor_row(run, "weak")["accuracy"], _anchor_row(run, "strong")["accuracy"]
+    weak, strong = anchor_row(run, "weak")["accuracy"], anchor_row(run, "strong")["accuracy"]
     ends = 100 * weak["value"], 100 * strong["value"]
     ax.plot([0, 100], ends, color=MUTED, linewidth=1, linestyle=(0, (1, 2)),
             label="whole problems at random")
     names = routed_policies(run)
     for name in names:
-        _draw_curve(ax, run["policies"][name], style_of(name, names), _name(run, name), band=True)
+        draw_curve(ax, run["policies"][name], style_of(name, names), _name(run, name), band=True)
     for x, estimate, label, align in ((0, weak, "weak-only", "left"),
                                       (1, strong, "strong-only", "right")):
         _error_bar(ax, x, estimate, INK)
@@ -216,14 +216,14 @@ def _draw_run(ax: Axes, run: Summary) -> None:
 def compute_figure(summary: Summary) -> Figure | None:
     """Accuracy against the estimated FLOPs of all three models; None where they are unknown."""
     if (summary["parameters"] is None
-            or _anchor_row(summary, "strong")["flops_ratio"]["value"] is None):
+            or anchor_row(summary, "strong")["flops_ratio"]["value"] is None):
         return None
-    with rc_context(_RC):
-        fig, ax = _figure(6.2, 3.7)
+    with rc_context(RC):
+        fig, ax = new_figure(6.2, 3.7)
         names = routed_policies(summary)
         # k = 0 and k = 1 of thr are the anchors: no PRM, no drafts. A line to them would pass
         # through costs that no setting has.
-        anchors = [(_anchor_row(summary, side)["flops"], _anchor_row(summary, side)["accuracy"])
+        anchors = [(anchor_row(summary, side)["flops"], anchor_row(summary, side)["accuracy"])
                    for side in ("weak", "strong")]
         for name in names:
             rows = [r for r in summary["policies"][name]["settings"]
@@ -239,7 +239,7 @@ def compute_figure(summary: Summary) -> Figure | None:
             ax.plot(100 * flops, 100 * accuracy, color=style.color, linestyle=style.dash,
                     marker=style.marker, markeredgewidth=0, label=_name(summary, name))
         for side in ("weak", "strong"):
-            row = _anchor_row(summary, side)
+            row = anchor_row(summary, side)
             ax.plot([100 * row["flops_ratio"]["value"]], [100 * row["accuracy"]["value"]],
                     color=INK, marker="D", markersize=6)
             ax.annotate(f"{side}-only", (100 * row["flops_ratio"]["value"],
@@ -249,10 +249,10 @@ def compute_figure(summary: Summary) -> Figure | None:
         ax.set_xlim(left=0)
         ax.set_xlabel("estimated FLOPs of all three models, % of strong-only")
         ax.set_ylabel("problems solved")
-        ax.xaxis.set_major_formatter(_PERCENT)
-        ax.yaxis.set_major_formatter(_PERCENT)
+        ax.xaxis.set_major_formatter(PERCENT)
+        ax.yaxis.set_major_formatter(PERCENT)
         _legend_below(fig, ax, 3)
-        return _laid_out(fig)
+        return laid_out(fig)
 
 
 # ------------------------------------------------------------------------------- small figures
@@ -264,8 +264,8 @@ def recovery_figure(summary: Summary) -> Figure | None:
              if len(summary["policies"][n]["settings"]) > 1]
     if not names:
         return None
-    with rc_context(_RC):
-        fig, axes = _figure(min(3.9 * len(names) + 0.6, 11), 3.3, ncols=len(names), sharey=True,
+    with rc_context(RC):
+        fig, axes = new_figure(min(3.9 * len(names) + 0.6, 11), 3.3, ncols=len(names), sharey=True,
                             squeeze=False)
         for ax, name in zip(axes[0], names):
             entry, style = summary["policies"][name], style_of(name, names)
@@ -284,10 +284,10 @@ def recovery_figure(summary: Summary) -> Figure | None:
             ax.set_title(entry["label"])
             ax.set_xlabel({"k": "threshold k", "p": "probability p"}.get(
                 entry["parameter"], entry["parameter"]))
-            ax.yaxis.set_major_formatter(_PERCENT)
+            ax.yaxis.set_major_formatter(PERCENT)
         handles, labels = axes[0][0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=2)
-        return _laid_out(fig)
+        return laid_out(fig)
 
 
 def interventions_figure(summary: Summary, policy: str) -> Figure | None:
@@ -297,8 +297,8 @@ def interventions_figure(summary: Summary, policy: str) -> Figure | None:
     panels = [p for p in panels if p[0] is not None and p[0]["groups"]]
     if not panels:
         return None
-    with rc_context(_RC):
-        fig, axes = _figure(4.5 * len(panels), 3.3, ncols=len(panels), sharey=True, squeeze=False)
+    with rc_context(RC):
+        fig, axes = new_figure(4.5 * len(panels), 3.3, ncols=len(panels), sharey=True, squeeze=False)
         color = style_of(policy, routed_policies(summary)).color
         for ax, (counts, title, xlabel) in zip(axes[0], panels):
             at, drafts = np.arange(len(counts["groups"])), np.array(counts["drafts"], float)
@@ -313,14 +313,14 @@ def interventions_figure(summary: Summary, policy: str) -> Figure | None:
                           ha="right" if long else "center")
             ax.grid(axis="x", visible=False)
             ax.set_title(title)
-            ax.yaxis.set_major_formatter(_PERCENT)
+            ax.yaxis.set_major_formatter(PERCENT)
             if xlabel:
                 ax.set_xlabel(xlabel)
         axes[0][0].set_ylim(bottom=0)  # shared
         axes[0][0].set_ylabel("share of drafts")
         handles, labels = axes[0][0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=2)
-        return _laid_out(fig)
+        return laid_out(fig)
 
 
 def waste_figure(summary: Summary) -> Figure | None:
@@ -328,8 +328,8 @@ def waste_figure(summary: Summary) -> Figure | None:
     names = routed_policies(summary)
     if not names or "wasted_share" not in summary["policies"][names[0]]["settings"][0]:
         return None
-    with rc_context(_RC):
-        fig, ax = _figure(6.2, 3.3)
+    with rc_context(RC):
+        fig, ax = new_figure(6.2, 3.3)
         for name in names:
             style = style_of(name, names)
             rows = [r for r in summary["policies"][name]["settings"]
@@ -348,10 +348,10 @@ def waste_figure(summary: Summary) -> Figure | None:
         ax.set_xlim(left=0)
         ax.set_xlabel("tokens written by the large model, % of strong-only")
         ax.set_ylabel("of these, spent in vain")
-        ax.xaxis.set_major_formatter(_PERCENT)
-        ax.yaxis.set_major_formatter(_PERCENT)
+        ax.xaxis.set_major_formatter(PERCENT)
+        ax.yaxis.set_major_formatter(PERCENT)
         _legend_below(fig, ax, 3)
-        return _laid_out(fig)
+        return laid_out(fig)
 
 
 def reliability_figure(summary: Summary) -> Figure | None:
@@ -359,8 +359,8 @@ def reliability_figure(summary: Summary) -> Figure | None:
     judge = summary["process_reward"]
     if judge is None:
         return None
-    with rc_context(_RC):
-        fig, (left, right) = _figure(9.0, 3.7, ncols=2)
+    with rc_context(RC):
+        fig, (left, right) = new_figure(9.0, 3.7, ncols=2)
         _draw_reliability(left, judge["reliability"]["all"])
         writers = (("small", "drafts of the small model", "o", -0.09),
                    ("large", "rewrites of the large model", "s", 0.09))
@@ -383,7 +383,7 @@ def reliability_figure(summary: Summary) -> Figure | None:
             low = right.get_ylim()[0]
             right.set_ylim(low - 0.4 * (1 - low), 1.0 + 0.03 * (1 - low))  # room for the legend
             right.legend(loc="lower left")
-        return _laid_out(fig)
+        return laid_out(fig)
 
 
 def _draw_reliability(ax: Axes, curve: Mapping[str, Any]) -> None:
@@ -410,7 +410,7 @@ def _draw_reliability(ax: Axes, curve: Mapping[str, Any]) -> None:
 def to_png(fig: Figure, dpi: int = 160) -> bytes:
     """PNG bytes; the same figure gives the same bytes."""
     out = io.BytesIO()
-    with rc_context(_RC):
+    with rc_context(RC):
         fig.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     return out.getvalue()
 
@@ -424,7 +424,7 @@ def to_svg(fig: Figure, text_as_text: bool = False) -> str:
         drawing them as paths (looks the same everywhere).
     """
     out = io.StringIO()
-    with rc_context({**_RC, "svg.fonttype": "none" if text_as_text else "path"}):
+    with rc_context({**RC, "svg.fonttype": "none" if text_as_text else "path"}):
         fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
 

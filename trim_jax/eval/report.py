@@ -208,13 +208,14 @@ def _distinct_names(results: Sequence[Result]) -> list[str]:
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, *,
-                 resamples: int | None = None) -> Path:
+                 resamples: int | None = None, validation: Result | None = None) -> Path:
     """Writes ``summary.json``, ``frontier.png``, ``frontier.svg`` and ``report.html``.
 
     Args:
       folders: finished result folders; several are compared on one page.
       out: the folder to write to, made if needed; for a single run usually that run's own.
       resamples: of the bootstrap; by default what each run's config says.
+      validation: where settings are chosen; by default each run's own ``validation/``.
 
     Returns:
       The path of the page.
@@ -226,7 +227,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *,
         raise ResultError("no result folder given")
     results = [load_result(folder) for folder in folders]
     names = _distinct_names(results)
-    runs = [{**summarise(result, resamples=resamples), "name": name}
+    runs = [{**summarise(result, validation, resamples=resamples), "name": name}
             for result, name in zip(results, names)]
     combined = runs[0] if len(runs) == 1 else {"schema_version": SCHEMA_VERSION, "runs": runs}
     # The page shows what the file says: both come from the rounded numbers.

@@ -19,14 +19,17 @@ from trim_jax.errors import ResultError
 from trim_jax.eval import analysis, bootstrap, metrics
 from trim_jax.eval.bootstrap import Resamples, interval
 from trim_jax.eval.metrics import Anchors, CurveMetrics
-from trim_jax.eval.traces import COUNTERS, MODELS, SCHEMA_VERSION, Result, Table, tables
+from trim_jax.eval.selected import all_tables
+from trim_jax.eval.traces import COUNTERS, MODELS, SCHEMA_VERSION, Result, Table
 
 TARGET_PGR = 0.95
 FRONTIER_GRID = np.arange(51) / 50.0  # costs (fractions of strong-only) of the frontier's band
 
 LABELS = {"never": "Weak-only", "always": "Strong-only", "random": "Random", "thr": "TRIM-Thr",
-          "oracle": "Oracle"}
+          "oracle": "Oracle", "agg": "TRIM-Agg", "seq": "TRIM-Seq", "q": "TRIM-Q",
+          "pomdp": "TRIM-POMDP", "pomdp_filtered": "TRIM-POMDP, filtered belief"}
 ROLES = {"never": "anchor", "always": "anchor", "random": "baseline", "oracle": "upper bound"}
+_QUERY = "query-"  # names of the query-level routers begin so
 
 # Tokens that a model reads or writes; `calls` are not tokens.
 _TOKEN_COUNTERS = [i for i, name in enumerate(COUNTERS) if name != "calls"]
@@ -35,6 +38,11 @@ _TOKEN_COUNTERS = [i for i, name in enumerate(COUNTERS) if name != "calls"]
 def label_of(policy: str) -> str:
     """Display name; a policy from outside this package keeps its own name."""
     return LABELS.get(policy, policy)
+
+
+def role_of(policy: str) -> str:
+    """anchor, baseline, policy or upper bound."""
+    return "baseline" if policy.startswith(_QUERY) else ROLES.get(policy, "policy")
 
 
 # ------------------------------------------------------------------------- anchors and the choice
@@ -343,8 +351,8 @@ def summarise(result: Result, validation: Result | None = None, *,
     validation = validation or result.validation
     resamples = resamples or (result.config.get("sweep") or {}).get("bootstrap",
                                                                     bootstrap.RESAMPLES)
-    found = tables(result)
-    validation_tables = tables(validation) if validation else None
+    found = all_tables(result)
+    validation_tables = all_tables(validation) if validation else None
     drawn = bootstrap.resample(len(result.problems), len(result.seeds), resamples, seed)
     columns = _columns(result, found, drawn)
 
@@ -364,7 +372,7 @@ def summarise(result: Result, validation: Result | None = None, *,
         tokens, accuracy = (columns.get(f, name) for f in ("strong_tokens", "accuracy"))
         points[name] = metrics.curve_metrics(tokens[0], accuracy[0], anchors)
         samples[name] = metrics.curve_metrics(tokens[1], accuracy[1], drawn_anchors)
-    roles = {name: ROLES.get(name, "policy") for name in found}
+    roles = {name: role_of(name) for name in found}
     compared = [n for n, role in roles.items() if role in ("policy", "baseline")]
     common = metrics.common_targets([points[n] for n in compared or found])
     common_drawn = metrics.common_targets([samples[n] for n in compared or found])

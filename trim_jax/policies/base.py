@@ -76,6 +76,8 @@ class Policy:
       name: under which results are stored.
       parameter: letter of the dial, for figures; "" where it has none.
       needs_reference: `decide` reads `Observation.right`.
+      state_knows_dial: the state after a decision depends on the dial, and not only on what was
+        seen and done. Settings of such a policy cannot share a row.
     """
 
     settings: tuple[float, ...] = (0.0,)
@@ -83,6 +85,7 @@ class Policy:
     name: ClassVar[str] = "policy"
     parameter: ClassVar[str] = ""
     needs_reference: ClassVar[bool] = False
+    state_knows_dial: ClassVar[bool] = False
 
     def __post_init__(self):
         if not self.settings:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from trim_jax.errors import ConfigError
+from trim_jax.policies import saved
 from trim_jax.policies.base import Policy
 from trim_jax.policies.simple import Always, Never, Oracle, Random, Threshold
 
@@ -23,7 +24,7 @@ POLICIES: dict[str, Callable[[float, float], Policy]] = {
 
 
 def make_policy(name: str, threshold: float = 0.5, p: float = 0.5) -> Policy:
-    """A policy by its name, or `module:function` for one of your own.
+    """A policy by its name, `module:function` for one of your own, or the folder of a trained one.
 
     The module is looked for in the working directory too; the function takes no argument and
     returns a `Policy`.
@@ -34,11 +35,13 @@ def make_policy(name: str, threshold: float = 0.5, p: float = 0.5) -> Policy:
     """
     if ":" in name:
         return _own_policy(name)
+    if saved.is_saved(name):
+        return saved.load_policy(name)
     if name not in POLICIES:
         nearest = difflib.get_close_matches(name, POLICIES, n=1, cutoff=0.0)[0]
         raise ConfigError(
             f"policy.name: no policy {name!r}; did you mean {nearest!r}? "
-            f"(known: {', '.join(POLICIES)}, or my_module:make_policy)"
+            f"(known: {', '.join(POLICIES)}, my_module:make_policy, or the folder of a trained policy)"
         )
     return POLICIES[name](threshold, p)
 

@@ -137,6 +137,7 @@ class Seq(Priced):
     """
 
     name: ClassVar[str] = "seq"
+    state_knows_dial: ClassVar[bool] = True  # each price has keys and values of its own
     price: bool = True
     max_steps: int = 30
     layers: int = 2

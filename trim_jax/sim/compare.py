@@ -120,8 +120,8 @@ def figure(comparisons: Sequence[Comparison]) -> Figure:
 
     Recorded values are markers with 95 % intervals, predictions are lines.
     """
-    with rc_context(figures._RC):
-        fig, (left, right) = figures._figure(10.2, 4.4, ncols=2)
+    with rc_context(figures.RC):
+        fig, (left, right) = figures.new_figure(10.2, 4.4, ncols=2)
         names = [c.policy for c in comparisons]
         for c in comparisons:
             style = figures.style_of(c.policy, names)
@@ -147,10 +147,10 @@ def figure(comparisons: Sequence[Comparison]) -> Figure:
         right.set_title(f"{label_of(main.policy)} by setting")
         right.set_xlabel("threshold k" if main.parameter == "k" else main.parameter)
         for ax in (left, right):
-            ax.xaxis.set_major_formatter(figures._PERCENT if ax is left else "{x:g}")
-            ax.yaxis.set_major_formatter(figures._PERCENT)
+            ax.xaxis.set_major_formatter(figures.PERCENT if ax is left else "{x:g}")
+            ax.yaxis.set_major_formatter(figures.PERCENT)
             ax.legend(loc="lower right", fontsize=8)
-        return figures._laid_out(fig)
+        return figures.laid_out(fig)
 
 
 def _bars(ax, x: np.ndarray, series: Series, color: str) -> None:

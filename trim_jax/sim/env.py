@@ -287,8 +287,8 @@ def rollout(
         weights and other process parameters of the same shapes do not recompile.
     """
     values = policy.settings if settings is None else settings
-    plain = dataclasses.replace(policy, weights=None)
-    return _rollout(process, plain, policy.weights, key, rows, jnp.asarray(values, jnp.float32))
+    # Policies that differ in their weights only are equal: one compilation serves them.
+    return _rollout(process, policy, policy.weights, key, rows, jnp.asarray(values, jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "rows"))

@@ -12,6 +12,7 @@ import numpy as np
 
 from trim_jax.policies import base
 from trim_jax.policies.features import Features
+from trim_jax.xla import loop_options
 
 
 class Environment(NamedTuple):
@@ -83,14 +84,8 @@ class Episodes:
 
 
 def jit(function: Callable) -> Callable:
-    """`jax.jit` for a whole training.
-
-    On a CPU with two cores, XLA's concurrent schedule of nested loops can wait for itself for ever
-    (jaxlib 0.10.2: about every third run of `ppo.make_train`); the sequential one is as fast.
-    """
-    options = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    on_cpu = jax.default_backend() == "cpu"
-    return jax.jit(function, compiler_options=options if on_cpu else None)
+    """`jax.jit` for a whole training."""
+    return jax.jit(function, compiler_options=loop_options())
 
 
 class Summary(NamedTuple):

@@ -1,0 +1,21 @@
+"""The study on fewer problems, with one seed.
+
+    trim-jax study --config study_quick
+"""
+
+from ml_collections import ConfigDict
+
+from trim_jax.configs import study
+
+
+def get_config() -> ConfigDict:
+    """300 problems of `test`, one seed."""
+    config = study.get_config()
+    config.out = "results/arith-study-quick"
+    config.seeds = (0,)
+    config.data.limit = 300
+    config.sweep.validation = 150
+    config.study.train = 600
+    config.study.hard = 100
+    return config
+
