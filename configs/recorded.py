@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     """The files, and how often each part is repeated."""
     config = ConfigDict()
     # Folder that the results are written to. The same command resumes a run that was killed.
-    config.out = "results/math500-llama-recorded"
+    config.out = "results/recorded"
     # Recorded solutions of the small model (.jsonl).
     config.small = "../shared/data/traces_math500_llama_prm/llama32_1b.jsonl"
     # Recorded solutions of the large model (.jsonl) to the same questions.
