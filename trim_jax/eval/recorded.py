@@ -129,8 +129,8 @@ def ranked(summary: Mapping[str, Any]) -> list[str]:
 
 def figure(summary: Mapping[str, Any]) -> Figure:
     """Baselines in grey, the best of them named; anchors; the prediction dashed, with its band."""
-    with rc_context(figures._RC):
-        fig, ax = figures._figure(9.2, 5.8)
+    with rc_context(figures.RC):
+        fig, ax = figures.new_figure(9.2, 5.8)
         weak, strong = (summary["anchors"][side] for side in ("weak", "strong"))
         ax.plot([0, 100], [100 * weak["value"], 100 * strong["value"]], color=figures.MUTED,
                 linewidth=1, linestyle=(0, (1, 2)), label="whole questions at random")  # fmt: skip
@@ -155,10 +155,10 @@ def figure(summary: Mapping[str, Any]) -> Figure:
         ax.set_xlim(-3, 103)
         ax.set_xlabel("tokens written by the large model (proxy count), % of strong-only")
         ax.set_ylabel("problems solved")
-        ax.xaxis.set_major_formatter(figures._PERCENT)
-        ax.yaxis.set_major_formatter(figures._PERCENT)
+        ax.xaxis.set_major_formatter(figures.PERCENT)
+        ax.yaxis.set_major_formatter(figures.PERCENT)
         figures._legend_below(fig, ax, 2)
-        return figures._laid_out(fig)
+        return figures.laid_out(fig)
 
 
 def _draw_predicted(ax, variants: Mapping[str, Mapping[str, Any]]) -> None:
