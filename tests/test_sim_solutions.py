@@ -17,7 +17,7 @@ NAN = np.nan
 
 def test_the_first_error_follows_the_method():
     scores = np.array([
-        [0.9, 0.34, 0.1],  # wrong: the first below 0.35, not the lowest
+        [0.35, 0.34, 0.1],  # wrong: the first below 0.35, not the lowest
         [0.9, 0.35, 0.8],  # wrong, none below: the lowest
         [0.9, 0.1, 0.8],   # right, whatever the scores
         [0.5, 0.4, NAN],   # wrong, two steps
