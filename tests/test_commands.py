@@ -224,7 +224,9 @@ def test_errors_leave_no_traceback(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["sweep", "solve", "train-lm", "train-prm", "bench"])
+@pytest.mark.parametrize(
+    "command", ["sweep", "solve", "train-lm", "train-prm", "bench", "recorded"]
+)
 def test_help_names_every_setting_and_loads_no_jax(command):
     code = (f"import sys; from trim_jax.cli import main; main([{command!r}, '--help']); "
             "assert 'jax' not in sys.modules")

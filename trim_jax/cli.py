@@ -38,6 +38,12 @@ def _bench(config, args) -> None:
     bench.run(config)
 
 
+def _recorded(config, args) -> None:
+    from trim_jax.commands import recorded
+
+    recorded.run(config)
+
+
 def _train_lm(config, args) -> None:
     from trim_jax.commands import train
 
@@ -73,6 +79,7 @@ CONFIGURED: dict[str, tuple[Callable, str, str]] = {
     "train-lm": (_train_lm, "train_small", "train a language model (--config train_small or train_large)"),
     "train-prm": (_train_prm, "train_prm", "train the process reward model"),
     "bench": (_bench, "bench", "measure speed and memory against transformers and the floor"),
+    "recorded": (_recorded, "recorded", "study two real models on their recorded solutions"),
 }
 
 

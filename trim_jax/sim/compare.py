@@ -105,10 +105,10 @@ def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def table_of(comparisons: Sequence[Comparison]) -> str:
     """The comparison in text: settings within their intervals, and mean absolute errors."""
-    lines = [f"{'policy':<10}{'settings':>9}{'accuracy':>22}{'strong tokens':>24}"]
+    lines = [f"{'policy':<10}{'settings':>9}{'accuracy':>26}{'strong tokens':>26}"]
     for c in comparisons:
         parts = [f"{c.policy:<10}{len(c.settings):>9}"]
-        for series, width in ((c.accuracy, 22), (c.share, 24)):
+        for series, width in ((c.accuracy, 26), (c.share, 26)):
             text = f"{series.inside.sum()} inside, {100 * series.mean_error:.2f} points"
             parts.append(f"{text:>{width}}")
         lines.append("".join(parts))

@@ -10,8 +10,8 @@
 steps N and the kind of each: FIRST, LAST, or one of the kinds between (groups of steps of similar
 length); both models follow it. The effects, one for each model, come from a bivariate normal on the
 logit scale: what is hard for the small model is hard for the large one. Without them a rejected
-step would get a fresh chance at every attempt, and the accuracy of careful thresholds would come out far
-too high (method, section 5).
+step would get a fresh chance at every attempt, and the accuracy of careful thresholds would
+come out far too high (method, section 5).
 
 **A step**, given a right prefix, is right with probability
 

@@ -7,8 +7,8 @@ No traces are needed, only `pomdp_parameters.json`: histograms of step counts an
    the number of steps and of the step, from how many problems end right after n steps and how many
    err first at step t. The numbers of steps of the mixed process are tilted to the recorded mean.
 2. Scores: the densities are kernel estimates, whose kernels blur the heaps of scores at 0 and 1
-   over the bins beside them. The kernel's width shows in the table itself (a wider one cannot make it),
-   and the scores behind it are recovered by maximum likelihood (Richardson-Lucy).
+   over the bins beside them. The kernel's width shows in the table itself (a wider one cannot make
+   it), and the scores behind it are recovered by maximum likelihood (Richardson-Lucy).
 3. What the histograms do not hold: the levels on the test problems, the correlation of the two
    problem effects, and `draft_wrong`, from the two anchors and two recorded
    thresholds, with priors. The spreads are fitted again: PRM-made labels blur them, above all the
@@ -245,10 +245,15 @@ def _fit_recorded(start: Process, fits, recorded: Recorded):
         return np.concatenate([(predict(x) - wanted) * weight, (x[2:] - centre) / spread])
 
     first = np.concatenate([[fits[0]["mean"], fits[1]["mean"] + 0.7], centre])
-    # Accuracies of a sample are steps, not slopes: differences are taken over 0.05 and more.
-    best = scipy.optimize.least_squares(residuals, first, diff_step=0.05,
-                                        x_scale=np.r_[1, 1, spread])  # fmt: skip
-    x, found = best.x, process_of(jnp.asarray(best.x))
+    # Accuracies of a sample are steps, not slopes: differences are taken over 0.05 of a scale. They
+    # are relative to the variable, which therefore starts at 1.
+    scale = np.concatenate([[1.0, 1.0], spread])
+    unscaled = lambda y: first + scale * (y - 1)  # noqa: E731
+    best = scipy.optimize.least_squares(
+        lambda y: residuals(unscaled(y)), np.ones(len(first)), diff_step=0.05
+    )
+    x = unscaled(best.x)
+    found = process_of(jnp.asarray(x))
     parameters = {
         "mean.small": x[0], "mean.large": x[1], "rho": np.tanh(x[2]),
         "draft_wrong.constant": x[3], "draft_wrong.score": x[4],
