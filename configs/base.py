@@ -139,6 +139,7 @@ def add_language_model(config: ConfigDict) -> None:
 
 def add_study(config: ConfigDict) -> None:
     """Adds what a study trains and compares."""
+    # What a study trains, and on how much.
     config.study = ConfigDict()
     # Problems of policy_train that traces are collected of.
     config.study.train = 2000

@@ -178,6 +178,7 @@ def test_every_bound_in_base_belongs_to_a_field():
     whole = base.get_config()
     base.add_training(whole)
     base.add_language_model(whole)
+    base.add_study(whole)
     fields = flatten(whole)
     assert {*base.RANGES, *base.CHOICES} <= fields.keys()
     assert "policy.threshold" in base.RANGES
