@@ -71,12 +71,12 @@ def run(config: ConfigDict) -> Path:
     # The folder of the test problems is the study's own: made first, it refuses another config.
     with work.folder("test", splits["test"], config.seeds):
         simple = [p for p in sweep_policies(config) if p.name != "oracle"]
-        work.solve("collected", splits["collected"], COLLECTED_SEEDS, simple)
-        policies = [*sweep_policies(config), *work.train()]
-        work.solve("validation", splits["validation"], VALIDATION_SEEDS, policies)
+        work.solve("collected", splits["collected"], COLLECTED_SEEDS, work.runs(simple))
+        runs = work.runs([*sweep_policies(config), *work.train()])
+        work.solve("validation", splits["validation"], VALIDATION_SEEDS, runs)
         if size.hard:
-            work.solve("hard", splits["hard"], config.seeds, policies)
-    work.solve("test", splits["test"], config.seeds, policies)
+            work.solve("hard", splits["hard"], config.seeds, runs)
+    work.solve("test", splits["test"], config.seeds, runs)
     parts = ["validation", "test"] + ["hard"] * bool(size.hard)
     if size.query:
         work.add_query_routers(parts)
@@ -100,15 +100,16 @@ class _Study:
         origin |= {"parameters": api.parameters(self.trio)}
         return ResultFolder.open_or_create(self.path(part), own, origin)
 
+    def runs(self, policies: Sequence[Policy]) -> Runs:
+        engine = setup.make_engine(self.config, self.trio, policies)
+        return Runs(self.config, self.trio, engine, policies)
+
     def solve(
-        self, part: str, problems: Sequence[Problem], seeds: Sequence[int],
-        policies: Sequence[Policy],
-    ) -> None:  # fmt: skip
+        self, part: str, problems: Sequence[Problem], seeds: Sequence[int], runs: Runs
+    ) -> None:
         """Route the problems of one part with all policies in one run."""
         with self.folder(part, problems, seeds) as folder:
-            engine = setup.make_engine(self.config, self.trio, policies)
-            runs = Runs(self.config, self.trio, engine, policies)
-            runs.solve(folder, problems, seeds, range(len(policies)), part)
+            runs.solve(folder, problems, seeds, range(len(runs.policies)), part)
 
     def train(self) -> list[Policy]:
         """Every learned policy; those that an earlier run has saved are only read back."""
