@@ -25,7 +25,8 @@ TARGET_PGR = 0.95
 FRONTIER_GRID = np.arange(51) / 50.0  # costs (fractions of strong-only) of the frontier's band
 
 LABELS = {"never": "Weak-only", "always": "Strong-only", "random": "Random", "thr": "TRIM-Thr",
-          "oracle": "Oracle"}
+          "oracle": "Oracle", "rsd": "RSD", "glimp": "GlimpRouter",
+          "loglik": "Log-likelihood judge (in place of SpecReason)"}
 ROLES = {"never": "anchor", "always": "anchor", "random": "baseline", "oracle": "upper bound"}
 
 # Tokens that a model reads or writes; `calls` are not tokens.
