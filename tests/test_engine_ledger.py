@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from tiny import (
-    ALWAYS, NEVER, ORACLE, POLICIES, RANDOM, THR,
+    ALWAYS, GLIMP, LOGLIK, NEVER, ORACLE, POLICIES, RANDOM, RSD, THR,
     requests, shared_engine,
 )  # fmt: skip
 
@@ -13,6 +13,7 @@ from trim_jax.policies import base
 
 PROBLEMS = range(16)
 USED = {R.SMALL: loop.CATCH_UP_SMALL, R.LARGE: loop.CATCH_UP_LARGE}
+ASKED_FOR = {R.SMALL: loop.PEEK, R.LARGE: loop.JUDGE}
 WROTE = {R.SMALL: loop.DECODE_SMALL, R.LARGE: loop.DECODE_LARGE}
 
 
@@ -26,11 +27,12 @@ def run(which, fork=True):
 
 @pytest.mark.parametrize("policy, idle", [
     (NEVER, {R.LARGE, R.PRM}), (ALWAYS, {R.SMALL, R.PRM}), (RANDOM, {R.PRM}), (ORACLE, {R.PRM}),
+    (GLIMP, {R.PRM}), (LOGLIK, {R.PRM}),
 ])  # fmt: skip
 def test_nobody_pays_for_or_runs_a_model_that_is_not_needed(policy, idle):
     _, ledger, executed = run([policy])
     for model in (R.SMALL, R.LARGE, R.PRM):
-        kinds = [loop.SCORE] if model == R.PRM else [USED[model], WROTE[model]]
+        kinds = [loop.SCORE] if model == R.PRM else [USED[model], WROTE[model], ASKED_FOR[model]]
         assert ledger[model].any() == (model not in idle)
         assert executed[kinds].any() == (model not in idle)
 
@@ -47,7 +49,10 @@ def test_without_forks_what_is_charged_is_what_was_executed(policy):
     slots, used, calls = executed.T
     for model in (R.SMALL, R.LARGE):
         assert used[USED[model]] == ledger[model, R.PREFILLED]
-        assert used[WROTE[model]] == ledger[model, R.KEPT] + ledger[model, R.DISCARDED]
+        wrote = ledger[model, R.KEPT] + ledger[model, R.DISCARDED]
+        peeked = used[loop.PEEK] if model == R.SMALL else 0
+        assert used[WROTE[model]] + peeked == wrote
+    assert used[loop.JUDGE] == ledger[R.LARGE, R.SCORED]
     assert used[loop.SCORE] == ledger[R.PRM, R.PREFILLED] + ledger[R.PRM, R.SCORED]
     assert (slots >= used).all() and ((slots > 0) == (calls > 0)).all()
 
@@ -65,6 +70,54 @@ def test_forks_share_work_that_each_of_them_pays_for():
     np.testing.assert_array_equal(sum(w * s.ledger for w, s in zip(weights, forked)), charged)
 
 
+def test_a_peek_costs_nothing_if_the_draft_follows_and_one_token_if_not():
+    never = {s.request.problem_id: s for s in run([NEVER])[0]}
+    solutions, _, executed = run([GLIMP])
+    assert executed[loop.PEEK, 1]
+    lowest, highest = POLICIES[GLIMP].settings[0], POLICIES[GLIMP].settings[-1]
+    assert (lowest, highest) == (0.0, 9.0)
+    for solution in solutions:
+        peeks = [step.first_entropy for step in solution.steps]
+        assert None not in peeks
+        in_vain = sum(step.writer == R.LARGE for step in solution.steps)
+        assert solution.ledger[R.SMALL, R.DISCARDED] == in_vain
+        if solution.hi == len(POLICIES[GLIMP].settings):  # nothing is as uncertain as that
+            want = never[solution.request.problem_id]
+            np.testing.assert_array_equal(solution.ledger, want.ledger)
+        if solution.lo == 0:  # everything is as uncertain as that
+            assert in_vain == len(peeks) and not solution.ledger[R.SMALL, R.KEPT]
+
+
+def test_a_judge_reads_every_accepted_text_once_and_takes_rejected_drafts_back():
+    apart = run([LOGLIK], fork=False)[0]
+    always = {s.request.problem_id: s for s in run([ALWAYS])[0]}
+    for solution in apart:
+        ledger, prompt = solution.ledger[R.LARGE], len(solution.request.prompt)
+        dial = POLICIES[LOGLIK].settings[solution.lo]
+        drafts = [step.draft or step.tokens for step in solution.steps]
+        judged = sum(map(len, drafts))
+        assert None not in [step.draft_loglik for step in solution.steps]
+        # The prompt before the first draft, and never a token of an accepted or rewritten step again.
+        assert ledger[R.PREFILLED] == prompt - 1
+        assert 0 <= ledger[R.SCORED] - judged <= len(drafts)
+        if dial == -9.0:
+            assert {step.action for step in solution.steps} == {base.ACCEPT}
+            assert not ledger[[R.KEPT, R.DISCARDED, R.CALLS]].any()
+        if dial == 0.0:  # rejects all: what it then writes shows that its cache was as before
+            want = always[solution.request.problem_id]
+            assert [s.tokens for s in solution.steps] == [s.tokens for s in want.steps]
+            np.testing.assert_array_equal(ledger[R.KEPT], want.ledger[R.LARGE, R.KEPT])
+
+
+def test_rsd_is_the_threshold_rule_without_its_ends():
+    dials = POLICIES[RSD].settings
+    assert dials == (0.0, 0.5, 0.7)
+    for solution in run([RSD], fork=False)[0]:
+        for step in solution.steps:
+            rejected = step.draft_score < dials[solution.lo]
+            assert step.action == (base.REGENERATE if rejected else base.ACCEPT)
+
+
 def test_the_ledger_counts_what_the_steps_show():
     solutions, _, _ = run(range(len(POLICIES)))
     for solution in solutions:
@@ -77,9 +130,15 @@ def test_the_ledger_counts_what_the_steps_show():
             assert extra in {"eos": {int(at_end)}, "boxed": {0, int(at_end)}}.get(
                 solution.finish, {0}
             )
-            assert ledger[model, R.SCORED] == 0
+        drawn = [
+            step.tokens if step.draft is None else step.draft
+            for step in steps if step.draft_loglik is not None
+        ]  # fmt: skip
+        assert ledger[R.SMALL, R.SCORED] == 0
+        assert 0 <= ledger[R.LARGE, R.SCORED] - sum(map(len, drawn)) <= len(drawn)
         discarded = [step.draft for step in steps if step.draft is not None]
-        extra = ledger[R.SMALL, R.DISCARDED] - sum(map(len, discarded))
+        in_vain = sum(s.action == base.DIRECT and s.first_entropy is not None for s in steps)
+        extra = ledger[R.SMALL, R.DISCARDED] - sum(map(len, discarded)) - in_vain
         assert 0 <= extra <= len(discarded)
         assert ledger[R.LARGE, R.DISCARDED] == 0 and not ledger[R.PRM, :2].any()
         scored = sum(step.draft_score is not None for step in steps)
@@ -88,5 +147,5 @@ def test_the_ledger_counts_what_the_steps_show():
         np.testing.assert_array_equal(ledger[:, R.CALLS], [drafts, strong, scored])
         if scored:
             assert ledger[R.PRM, R.PREFILLED] == len(solution.request.prm_prompt)
-        if drafts:
+        if drafts or in_vain:
             assert ledger[R.SMALL, R.PREFILLED] >= len(solution.request.prompt) - 1

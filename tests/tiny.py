@@ -22,6 +22,7 @@ from trim_jax.engine.sampling import fold, row_key, uniform
 from trim_jax.engine.tokens import TokenTables, token_tables
 from trim_jax.models.qwen2 import ModelConfig
 from trim_jax.policies import base
+from trim_jax.policies.neighbours import Glimp, LogLik, Rsd
 from trim_jax.policies.simple import Always, Never, Oracle, Random, Threshold
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
@@ -80,11 +81,38 @@ class Redo(base.Policy):
         return jnp.full_like(obs.t, base.REGENERATE), state
 
 
+@dataclasses.dataclass(frozen=True)
+class Curious(base.Policy):
+    """A user's policy that peeks, judges, scores, and looks at the token that it peeked at."""
+
+    settings: tuple[float, ...] = (2.2, 2.6)
+    peeks = judges = True
+
+    def init(self, rows):
+        return {"judged": jnp.zeros([rows], jnp.int32)}
+
+    def plan(self, dial, obs, state):
+        after = jnp.where(obs.t % 3 == 1, base.DRAFT_AND_SCORE, base.DRAFT_AND_JUDGE)
+        after = jnp.where(obs.first_entropy >= dial, base.LARGE, after)
+        after = jnp.where(obs.last | (obs.uniform < 0.2), base.PEEK, after)
+        first = jnp.where(obs.uniform > 0.8, base.DRAFT_AND_JUDGE, base.PEEK)
+        return jnp.where(jnp.isnan(obs.first_entropy), first, after)
+
+    def decide(self, dial, obs, state):
+        judged = ~jnp.isnan(obs.draft_loglik)
+        worse = (obs.draft_loglik < -dial - 1.3 - state["judged"] / 8) | (obs.draft_score < 0.3)
+        action = jnp.where(worse, base.REGENERATE, base.ACCEPT)
+        return action, {"judged": state["judged"] + judged}
+
+
 POLICIES = (
     Never(), Always(), Threshold((0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)), Random((0.2, 0.5, 0.8)),
-    Oracle(), Budget(), Mixed(), Redo(),
+    Oracle(), Budget(), Mixed(), Redo(), Rsd((0.0, 0.5, 0.7)), Glimp((0.0, 1.95, 2.2, 2.5, 9.0)),
+    LogLik((-9.0, -4.2, -3.75, -3.2, 0.0)), Curious(),
 )  # fmt: skip
-NEVER, ALWAYS, THR, RANDOM, ORACLE, BUDGET, MIXED, REDO = range(len(POLICIES))
+(
+    NEVER, ALWAYS, THR, RANDOM, ORACLE, BUDGET, MIXED, REDO, RSD, GLIMP, LOGLIK, CURIOUS,
+) = range(len(POLICIES))  # fmt: skip
 CONTEXT, STEPS, STEP_TOKENS, PRM_EXTRA = 96, 8, 10, 40
 
 
@@ -270,9 +298,10 @@ def _same(got: Solution, want: Solution, request: Request) -> bool:
                 gap = margin(tiny_reference(), [*text, *x[:at]], request, writer)
                 assert gap < NEAR_TIE, f"{place}: token {at} won by {gap}"
                 return False
-        if a.action != b.action and b.draft_score is not None:
+        signals = [x for x in (b.draft_score, b.first_entropy, b.draft_loglik) if x is not None]
+        if a.action != b.action and signals:
             dial = POLICIES[request.policy].settings[request.lo]
-            assert abs(b.draft_score - dial) < SCORE_TOLERANCE, place
+            assert min(abs(x - dial) for x in signals) < SCORE_TOLERANCE, place
             return False
         for field in dataclasses.fields(Step):
             x, y = getattr(a, field.name), getattr(b, field.name)

@@ -25,6 +25,8 @@ from trim_jax.policies.base import Policy
 from trim_jax.xla import loop_options
 from trim_jax.sharding import DATA
 
+TICKS = 48  # of the loop between two looks by the host, at most
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -79,7 +81,8 @@ class Step:
     """One accepted step: its tokens (delimiter included), who wrote it, and what it cost.
 
     `score` and `draft_score` are None where the PRM was not asked; `draft` holds the tokens of the
-    discarded draft, None where there was none.
+    discarded draft, None where there was none. `first_entropy` and `draft_loglik` (see
+    `Observation`) are None where nobody peeked or judged.
     """
 
     tokens: tuple[int, ...]
@@ -90,6 +93,8 @@ class Step:
     draft_score: float | None
     draft: tuple[int, ...] | None
     draft_cost: int | None
+    first_entropy: float | None = None
+    draft_loglik: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +122,8 @@ class Engine:
     """Three models, a set of policies, and the compiled loop that runs them.
 
     Attributes:
-      executed: int64 [5, 3], per kind of work (`loop.WORK`) the row-slots executed, those that did
-        useful work, and the calls, summed over all runs of this engine.
+      executed: int64 [kinds, 3], per kind of work (`LoopConfig.kinds`) the row-slots executed, those
+        that did useful work, and the calls, summed over all runs of this engine.
     """
 
     def __init__(
@@ -165,7 +170,7 @@ class Engine:
             out=3 * c.slots,
             fork_reserve=c.slots // 4 if forks else 0,
         )
-        self.executed = np.zeros([len(loop.WORK), 3], np.int64)
+        self.executed = np.zeros([len(self.loop.kinds), 3], np.int64)
         self.ticks = 0
         self._weights = tuple(policy.weights for policy in policies)
         self._carry: Carry | None = None
@@ -173,7 +178,7 @@ class Engine:
 
     def _compile(self):
         init = functools.partial(loop.initial_carry, self.loop)
-        run = functools.partial(loop.run, self.loop, max_ticks=48)
+        run = functools.partial(loop.run, self.loop, max_ticks=TICKS)
         if self.mesh is not None:
             rows, none = PartitionSpec(DATA), PartitionSpec()
             wrap = functools.partial(jax.shard_map, mesh=self.mesh, axis_names={DATA}, check_vma=False)
@@ -238,8 +243,15 @@ class Engine:
                 yield self._solution(record, numbered[int(record.item)])
             for queue, head in zip(queues, np.asarray(carry.head)):
                 del queue[: int(head)]
-            self.executed += np.asarray(carry.work, np.int64).sum(axis=0)
-            self.ticks += int(np.asarray(carry.ticks).max())
+            executed = np.asarray(carry.work, np.int64).sum(axis=0)
+            ticks = int(np.asarray(carry.ticks).max())
+            if ticks == TICKS and not executed.any():
+                raise ConfigError(
+                    "no row goes on: a policy planned a peek or a judgement without the class "
+                    "attribute `peeks = True` or `judges = True`"
+                )
+            self.executed += executed
+            self.ticks += ticks
             finished = []
             for record in self._records(carry):
                 if record.spilled:
@@ -299,6 +311,7 @@ class Engine:
 
     def _solution(self, record: Rows, request: Request) -> Solution:
         number = lambda x: None if np.isnan(x) else float(x)  # noqa: E731
+        at = lambda x, i: number(x[i]) if len(x) else None  # noqa: E731
         steps, start, discarded = [], int(len(request.prompt)), 0
         for i in range(int(record.t)):
             end, draft = int(record.step_end[i]), None
@@ -316,6 +329,8 @@ class Engine:
                     draft_score=number(record.draft_score[i]),
                     draft=draft,
                     draft_cost=int(record.draft_cost[i]) if draft is not None else None,
+                    first_entropy=at(record.first_entropy, i),
+                    draft_loglik=at(record.draft_loglik, i),
                 )
             )
             start = end

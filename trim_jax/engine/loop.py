@@ -9,7 +9,7 @@ when one of the two has run dry or full.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.struct
@@ -27,9 +27,11 @@ from trim_jax.models.qwen2 import KV, ModelConfig, Qwen2, empty_kv
 from trim_jax.policies.base import Policy
 
 # Kinds of work, in the order of preference where two have equally full batches waiting.
-CATCH_UP_SMALL, CATCH_UP_LARGE, SCORE, DECODE_LARGE, DECODE_SMALL = range(5)
-_MODEL_OF = (R.SMALL, R.LARGE, R.PRM, R.LARGE, R.SMALL)
+CATCH_UP_SMALL, CATCH_UP_LARGE, SCORE, DECODE_LARGE, DECODE_SMALL, PEEK, JUDGE = range(7)
+_MODEL_OF = (R.SMALL, R.LARGE, R.PRM, R.LARGE, R.SMALL, R.SMALL, R.LARGE)
+# What every run does, and what it does only where one of its policies asks for it.
 WORK = ("catch_up_small", "catch_up_large", "score", "decode_large", "decode_small")
+ASKED_FOR = {PEEK: "peek", JUDGE: "judge"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,12 +76,22 @@ class LoopConfig:
     def references(self) -> bool:
         return any(policy.needs_reference for policy in self.policies)
 
+    @property
+    def kinds(self) -> dict[int, str]:
+        """The kinds of work of this run, with their names."""
+        asked = {
+            PEEK: any(policy.peeks for policy in self.policies),
+            JUDGE: any(policy.judges for policy in self.policies),
+        }
+        return dict(enumerate(WORK)) | {k: name for k, name in ASKED_FOR.items() if asked[k]}
+
     def blank(self, rows: int) -> Rows:
         """`rows` free rows with the shapes of this run."""
         states = steps.initial_states(self.policies, rows)
         return R.empty_rows(
-            rows, self.context, self.prm_context, self.max_steps, self.references, states
-        )
+            rows, self.context, self.prm_context, self.max_steps, self.references, states,
+            peeks=PEEK in self.kinds, judges=JUDGE in self.kinds,
+        )  # fmt: skip
 
 
 @flax.struct.dataclass
@@ -91,7 +103,8 @@ class Carry:
       queue: items; head, tail: int32 [1], the next one and the end.
       out: records; n_out: int32 [1].
       more: bool [1], the host has more items than the queue.
-      work: int32 [1, 5, 3], per kind of work: slots executed, slots used, calls (in this run call).
+      work: int32 [1, kinds, 3], per kind of work: slots executed, slots used, calls (in this run
+        call).
       ticks: int32 [1].
     """
 
@@ -129,7 +142,7 @@ def initial_carry(config: LoopConfig) -> Carry:
         out=jax.tree.map(jnp.asarray, c.blank(c.out)),
         n_out=zero,
         more=jnp.zeros([1], bool),
-        work=jnp.zeros([1, len(WORK), 3], jnp.int32),
+        work=jnp.zeros([1, len(c.kinds), 3], jnp.int32),
         ticks=zero,
     )  # fmt: skip
 
@@ -164,19 +177,19 @@ def run(
 
 def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     carry = _settle(config, carry)
-    waiting = _waiting(carry.rows)
-    full = jnp.minimum(waiting.sum(axis=1), config.rows)  # [5]
+    waiting = _waiting(carry.rows, config.kinds)
+    full = jnp.minimum(waiting.sum(axis=1), config.rows)  # [kinds]
     chosen = jnp.argmax(full)
     carry = carry.replace(ticks=carry.ticks + 1)
-    for kind, index in enumerate(_MODEL_OF):
-        here = (chosen == kind) & (full[kind] > 0)
+    for at, kind in enumerate(config.kinds):
+        here = (chosen == at) & (full[at] > 0)
         # The shortest rows are served first: the last of them decides how much of the past is read.
-        length = jnp.sort(jnp.where(waiting[kind], carry.rows.length[:, index], work.FAR))
-        longest = length[jnp.maximum(full[kind] - 1, 0)]
+        length = jnp.sort(jnp.where(waiting[at], carry.rows.length[:, _MODEL_OF[kind]], work.FAR))
+        longest = length[jnp.maximum(full[at] - 1, 0)]
         for tile, fewer, shorter in _tiles(config, kind):
-            fits = here & (full[kind] > fewer) & (full[kind] <= tile.rows)
+            fits = here & (full[at] > fewer) & (full[at] <= tile.rows)
             fits &= (longest > shorter) & (longest <= tile.past)
-            carry = _work(config, params, carry, fits, waiting[kind], kind, index, tile)
+            carry = _work(config, params, carry, fits, waiting[at], kind, at, tile)
     return carry
 
 
@@ -198,25 +211,28 @@ def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int, int]]:
     return tiles + full
 
 
-def _waiting(rows: Rows) -> jax.Array:
-    """bool [5, B]: the rows that wait for each kind of work."""
-    drafting, writing = rows.phase == R.DRAFTING, rows.phase == R.WRITING
-    behind = rows.length[:, :2] < rows.n_text[:, None] - 1
-    return jnp.stack(
-        [
-            drafting & behind[:, R.SMALL],
-            writing & behind[:, R.LARGE],
-            rows.phase == R.SCORING,
-            writing & ~behind[:, R.LARGE],
-            drafting & ~behind[:, R.SMALL],
-        ]
-    )
+def _waiting(rows: Rows, kinds: Iterable[int]) -> jax.Array:
+    """bool [kinds, B]: the rows that wait for each kind of work."""
+    in_phase = lambda phase: rows.phase == phase  # noqa: E731
+    behind = rows.length[:, :2] < work.read_before(rows)[:, None]
+    small, large = behind[:, R.SMALL], behind[:, R.LARGE]
+    waiting = {
+        CATCH_UP_SMALL: (in_phase(R.DRAFTING) | in_phase(R.PEEKING)) & small,
+        CATCH_UP_LARGE: (in_phase(R.WRITING) | in_phase(R.JUDGING)) & large,
+        SCORE: in_phase(R.SCORING),
+        DECODE_LARGE: in_phase(R.WRITING) & ~large,
+        DECODE_SMALL: in_phase(R.DRAFTING) & ~small,
+        PEEK: in_phase(R.PEEKING) & ~small,
+        JUDGE: in_phase(R.JUDGING) & ~large,
+    }
+    return jnp.stack([waiting[kind] for kind in kinds])
 
 
 def _work(
-    config: LoopConfig, params, carry: Carry, fits, mask, kind: int, index: int, tile: Tile
+    config: LoopConfig, params, carry: Carry, fits, mask, kind: int, at: int, tile: Tile
 ) -> Carry:
-    """Run one kind of work on the rows of `mask`, if `fits`."""
+    """Run one kind of work, the `at`-th of the run, on the rows of `mask`, if `fits`."""
+    index = _MODEL_OF[kind]
     model, own = Qwen2(config.models[index]), params[index]
 
     def do(state):
@@ -229,13 +245,18 @@ def _work(
             rows, kv, slots = work.score(
                 model, own, kv, rows, mask, config.tables.separator, tile.rows, config.extend_chunk
             )
+        elif kind == JUDGE:
+            rows, kv, slots = work.judge(
+                model, own, kv, rows, mask, config.tables, tile.rows, config.extend_chunk
+            )
         else:
+            peek = kind == PEEK
             rows, kv, slots = work.decode(
-                model, own, kv, rows, mask, index, tile, config.decode_chunk,
-                config.tables, config.sampling, config.max_step_tokens,
+                model, own, kv, rows, mask, index, tile, 1 if peek else config.decode_chunk,
+                config.tables, config.sampling, config.max_step_tokens, peek,
             )  # fmt: skip
         counted = jnp.concatenate([slots, jnp.ones([1], slots.dtype)]).astype(jnp.int32)
-        return rows, kv, counts.at[0, kind].add(counted)
+        return rows, kv, counts.at[0, at].add(counted)
 
     # Only what the work changes goes through the loop: the compiler's time grows with its state.
     rows, kv, counts = when(fits, do, (carry.rows, carry.kv[index], carry.work))
@@ -261,7 +282,7 @@ def _settle(config: LoopConfig, carry: Carry) -> Carry:
     fits = (carry.tail[0] > carry.head[0]) & (free > config.fork_reserve)
     admit = lambda state: _admit(*state, carry.queue, carry.tail, config.fork_reserve)  # noqa: E731
     rows, head = when(fits, admit, (rows, carry.head))
-    rows = steps.plan(rows, config.policies)
+    rows = steps.plan(rows, config.policies, config.max_step_tokens)
     return carry.replace(rows=rows, kv=kv, out=out, n_out=n_out, head=head)
 
 

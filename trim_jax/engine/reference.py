@@ -20,6 +20,7 @@ from trim_jax.engine.engine import EngineConfig, Request, Solution, Step
 from trim_jax.engine.sampling import Sampling, fold, row_key, sample, uniform
 from trim_jax.engine.steps import POLICY_STREAM
 from trim_jax.engine.tokens import BOXED, OVER, START_STATE, TokenTables
+from trim_jax.engine.work import PEEK_WIDTH
 from trim_jax.models.qwen2 import ModelConfig, Qwen2
 from trim_jax.policies import base
 
@@ -109,23 +110,33 @@ class Reference:
         )  # fmt: skip
         finish = None
         while finish is None:
-            draft = score = None
-            plan = policy.plan(dial, self._observe(request, work), work.state)[0]
+            draft, signals = None, {}
+            plan = policy.plan(dial, self._observe(request, work, None, {}), work.state)[0]
+            if plan == base.PEEK:
+                signals["first_entropy"] = self._entropy(work)
+                token = self._write(work, R.SMALL, peek=True)
+                seen = self._observe(request, work, token, signals)
+                plan = policy.plan(dial, seen, work.state)[0]
+                if plan == base.LARGE:
+                    work.ledger[R.SMALL, R.DISCARDED] += token.decoded
             writer, action = R.LARGE, base.DIRECT
             if plan != base.LARGE:
                 draft = self._write(work, R.SMALL)
                 if plan == base.DRAFT_AND_SCORE:
-                    score = self._score(work, draft, request)
-                seen = self._observe(request, work, draft, score)
+                    signals["draft_score"] = self._score(work, draft, request)
+                if plan == base.DRAFT_AND_JUDGE:
+                    signals["draft_loglik"] = self._judge(work, draft)
+                seen = self._observe(request, work, draft, signals)
                 decision, work.state = policy.decide(dial, seen, work.state)
                 action = int(decision[0])
                 writer = R.SMALL if action == base.ACCEPT else R.LARGE
             if action == base.REGENERATE:
                 work.ledger[R.SMALL, R.DISCARDED] += draft.decoded
                 work.read[R.SMALL] = min(work.read[R.SMALL], len(work.text))
+                work.read[R.LARGE] = min(work.read[R.LARGE], len(work.text) - 1)
                 work.read[R.PRM] = min(work.read[R.PRM], len(work.prm_text))
             kept = draft if writer == R.SMALL else self._write(work, R.LARGE)
-            finish = self._commit(work, kept, writer, action, draft, score)
+            finish = self._commit(work, kept, writer, action, draft, signals)
         return Solution(
             request, request.lo, request.hi, tuple(work.steps), finish, work.ledger
         )
@@ -137,13 +148,13 @@ class Reference:
         at = np.array([len(text) - 1])
         return full_pass(self.params[writer], padded, at, config=self.models[writer])
 
-    def _write(self, work: _Progress, writer: int) -> _Text:
-        """One step of a language model behind the accepted text."""
+    def _write(self, work: _Progress, writer: int, peek: bool = False) -> _Text:
+        """One step of a language model behind the accepted text, or its first token."""
         limit = self.config.max_step_tokens
         begin = len(work.text)
         tokens, decoded, state, boxed, ended = [], 0, START_STATE, 0, False
         while not ended and state != OVER and len(tokens) < limit:
-            if begin + len(tokens) == self.config.max_context:
+            if begin + len(tokens) == self.config.max_context or (peek and decoded):
                 break
             text = work.text + tokens
             token = int(_draw(
@@ -161,7 +172,7 @@ class Reference:
         # All but the last token of the text was read before the first one was decoded.
         unread = begin - 1 - work.read[writer]
         work.ledger[writer, R.PREFILLED] += max(unread, 0)
-        work.ledger[writer, R.CALLS] += 1
+        work.ledger[writer, R.CALLS] += not peek
         work.read[writer] = begin - 1 + decoded
         bare = list(tokens)
         while bare and self.tables.stripped[bare[-1]] < 0:
@@ -195,7 +206,34 @@ class Reference:
         work.read[R.PRM] = len(text)
         return float(scores[-1])
 
-    def _commit(self, work: _Progress, kept: _Text, writer, action, draft, score) -> str | None:
+    def _entropy(self, work: _Progress) -> float:
+        """Entropy of the small model's next token, over its likeliest ones, renormalised."""
+        logits = np.asarray(self.logits(work.text, R.SMALL), np.float64)[0]
+        best = np.sort(logits[self.tables.allowed])[::-1][:PEEK_WIDTH]
+        chance = np.exp(best - best[0])
+        chance /= chance.sum()
+        return float(-(chance * np.log(chance)).sum())
+
+    def _judge(self, work: _Progress, draft: _Text) -> float:
+        """Mean log-likelihood of what the small model drew, under the large one."""
+        begin, text = len(work.text), work.text + draft.tokens
+        padded = np.zeros(self.config.max_context, np.int32)
+        padded[: len(text)] = text
+        at = np.minimum(begin - 1 + np.arange(self.config.max_step_tokens), len(text) - 1)
+        logits = full_pass(self.params[R.LARGE], padded, at, config=self.models[R.LARGE])
+        logits = np.where(self.tables.allowed, np.asarray(logits, np.float64), -np.inf)
+        total = 0.0
+        for i in range(draft.decoded):
+            chance = np.exp(logits[i] - logits[i].max())
+            chance /= chance.sum()
+            over = i == len(draft.tokens)
+            total += np.log(chance[self.tables.is_eos].sum() if over else chance[draft.tokens[i]])
+        work.ledger[R.LARGE, R.PREFILLED] += max(begin - 1 - work.read[R.LARGE], 0)
+        work.ledger[R.LARGE, R.SCORED] += draft.decoded
+        work.read[R.LARGE] = begin - 1 + draft.decoded
+        return float(total / draft.decoded)
+
+    def _commit(self, work: _Progress, kept: _Text, writer, action, draft, signals) -> str | None:
         """Append a step; the reason to stop there, if there is one."""
         discarded = draft is not None and action == base.REGENERATE
         work.steps.append(
@@ -204,10 +242,12 @@ class Reference:
                 writer=writer,
                 action=action,
                 cost=kept.cost,
-                score=score if writer == R.SMALL else None,
-                draft_score=score,
+                score=signals.get("draft_score") if writer == R.SMALL else None,
+                draft_score=signals.get("draft_score"),
                 draft=tuple(draft.tokens) if discarded else None,
                 draft_cost=draft.cost if discarded else None,
+                first_entropy=signals.get("first_entropy"),
+                draft_loglik=signals.get("draft_loglik"),
             )
         )
         work.ledger[writer, R.KEPT] += kept.decoded
@@ -227,10 +267,10 @@ class Reference:
         self,
         request: Request,
         work: _Progress,
-        draft: _Text | None = None,
-        score: float | None = None,
+        draft: _Text | None,
+        signals: dict[str, float],
     ) -> base.Observation:
-        """What the policy sees before the draft of the next step, and with it."""
+        """What the policy sees before the draft of the next step, with its first token, with it."""
         t, M = len(work.steps), self.config.max_steps
         text = work.text + (draft.tokens if draft else [])
         scores = np.full(M, np.nan, np.float32)
@@ -249,7 +289,7 @@ class Reference:
         return base.Observation(
             t=one(t, jnp.int32),
             draft_tokens=one(draft.cost if draft else 0, jnp.int32),
-            draft_score=one(np.nan if score is None else score, jnp.float32),
+            draft_score=one(signals.get("draft_score", np.nan), jnp.float32),
             scores=jnp.asarray(scores[None]),
             writers=jnp.asarray(writers[None]),
             last=one(last, bool),
@@ -261,4 +301,6 @@ class Reference:
             ),
             min_score=one(np.nanmin([1.0, *scores]), jnp.float32),
             prod_score=one(np.nanprod(scores), jnp.float32),
+            first_entropy=one(signals.get("first_entropy", np.nan), jnp.float32),
+            draft_loglik=one(signals.get("draft_loglik", np.nan), jnp.float32),
         )

@@ -32,9 +32,11 @@ LEDGER = ("kept", "discarded", "prefilled", "scored", "calls")
 (
     FREE,  # the slot is empty
     PLANNING,  # the policy is to plan the next step
+    PEEKING,  # the small model draws the first token, and the policy is to plan again
     DRAFTING,  # the small model writes
     DRAFTED,  # the draft is complete
     SCORING,  # the PRM reads
+    JUDGING,  # the large model reads the draft
     DECIDING,  # the policy is to decide on the draft
     PARTING_PLANS,  # settings lo and cut plan differently: two rows will plan again
     PARTING,  # settings lo and cut decide differently: two rows will decide again
@@ -43,7 +45,7 @@ LEDGER = ("kept", "discarded", "prefilled", "scored", "calls")
     WRITING,  # the large model writes
     WRITTEN,  # its step is complete
     DONE,  # the solution is complete
-) = range(13)
+) = range(15)
 
 # Why a solution ended.
 FINISHES = ("boxed", "eos", "steps", "context")
@@ -66,7 +68,7 @@ class Rows:
       newlines: int32 [B], tokens at its end that are nothing but newlines.
       ended: bool [B], it stopped at end-of-sequence.
       decoded: int32 [B], tokens decoded for it, end-of-sequence included.
-      scored_plan: bool [B], its draft is to be scored.
+      plan: int32 [B], what the policy planned for it.
       prm_tokens: int32 [B, P]. n_prm: int32 [B]. prm_prompt: int32 [B], length of the prompt part.
       hits: int32 [B], separators within the first length[PRM] tokens of the PRM stream.
       length: int32 [B, 3], real slots of each model's cache.
@@ -76,6 +78,8 @@ class Rows:
       writer, action: int32 [B, M]. cost: int32 [B, M], tokens of the step without its delimiter.
       score, draft_score: float32 [B, M], PRM score of the accepted step and of the draft; NaN
         where there is none.
+      first_entropy, draft_loglik: float32 [B, M or 0], see `Observation`; of each step, NaN where
+        nobody peeked or judged. Without columns where no policy of the run does.
       draft_cost: int32 [B, M], tokens of the discarded draft without its delimiter; -1: none.
       discarded: int32 [B, S], discarded drafts end to end; discarded_end: int32 [B, M].
       n_discarded: int32 [B].
@@ -101,7 +105,7 @@ class Rows:
     newlines: jax.Array
     ended: jax.Array
     decoded: jax.Array
-    scored_plan: jax.Array
+    plan: jax.Array
     prm_tokens: jax.Array
     n_prm: jax.Array
     prm_prompt: jax.Array
@@ -115,6 +119,8 @@ class Rows:
     cost: jax.Array
     score: jax.Array
     draft_score: jax.Array
+    first_entropy: jax.Array
+    draft_loglik: jax.Array
     draft_cost: jax.Array
     discarded: jax.Array
     discarded_end: jax.Array
@@ -131,20 +137,22 @@ class Rows:
 
 
 def empty_rows(
-    rows: int, context: int, prm_context: int, steps: int, references: bool, states: Any
-) -> Rows:
+    rows: int, context: int, prm_context: int, steps: int, references: bool, states: Any,
+    peeks: bool = False, judges: bool = False,
+) -> Rows:  # fmt: skip
     """`rows` free rows, as NumPy arrays; `states` is the policies' state for that many rows."""
     ints = lambda *shape: np.zeros([rows, *shape], np.int32)  # noqa: E731
     flags = lambda: np.zeros([rows], bool)  # noqa: E731
+    unknown = lambda n: np.full([rows, n], np.nan, np.float32)  # noqa: E731
     return Rows(
         phase=ints(), item=ints(), policy=ints(), lo=ints(), hi=ints(), cut=ints(),
         spilled=flags(), key=np.zeros([rows, 2], np.uint32), tokens=ints(context),
         n_tokens=ints(), draft_n=ints(), step_state=ints(), boxed_state=ints(), newlines=ints(),
-        ended=flags(), decoded=ints(), scored_plan=flags(), prm_tokens=ints(prm_context),
+        ended=flags(), decoded=ints(), plan=ints(), prm_tokens=ints(prm_context),
         n_prm=ints(), prm_prompt=ints(), hits=ints(), length=ints(3), covered=ints(3), t=ints(),
         step_end=ints(steps), writer=ints(steps), action=ints(steps), cost=ints(steps),
-        score=np.full([rows, steps], np.nan, np.float32),
-        draft_score=np.full([rows, steps], np.nan, np.float32),
+        score=unknown(steps), draft_score=unknown(steps),
+        first_entropy=unknown(steps if peeks else 0), draft_loglik=unknown(steps if judges else 0),
         draft_cost=np.full([rows, steps], -1, np.int32), discarded=ints(context),
         discarded_end=ints(steps), n_discarded=ints(), ledger=ints(3, len(LEDGER)),
         finish=ints(), reference=ints(context if references else 0),

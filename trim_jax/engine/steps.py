@@ -16,7 +16,7 @@ import numpy as np
 from trim_jax.engine import rows as R
 from trim_jax.engine.rows import Rows, where
 from trim_jax.engine.sampling import fold, uniform
-from trim_jax.engine.tokens import BOXED, START_STATE, TokenTables
+from trim_jax.engine.tokens import BOXED, OVER, START_STATE, TokenTables
 from trim_jax.policies import base
 
 # Key data of a token is (seed, problem) folded with the writer and the position; this stream, which
@@ -51,6 +51,7 @@ def observe(rows: Rows) -> base.Observation:
     scores = jnp.where(steps < rows.t[:, None], rows.score, jnp.nan)
     by_large = (steps < rows.t[:, None]) & (rows.writer == R.LARGE)
     known = jnp.where(jnp.isnan(scores), 1.0, scores)
+    now = lambda x: take_at(x, rows.t) if x.shape[1] else jnp.full(rows.t.shape, jnp.nan)  # noqa: E731
     last = rows.ended | (rows.boxed_state == len(BOXED)) | (rows.t + 1 == len(steps))
     return base.Observation(
         t=rows.t,
@@ -65,6 +66,8 @@ def observe(rows: Rows) -> base.Observation:
         large_tokens=jnp.where(by_large, rows.cost, 0).sum(axis=1),
         min_score=known.min(axis=1),
         prod_score=known.prod(axis=1),
+        first_entropy=now(rows.first_entropy),
+        draft_loglik=now(rows.draft_loglik),
     )
 
 
@@ -97,11 +100,12 @@ def _append_to_prm(rows: Rows, mask: jax.Array, tables: TokenTables) -> Rows:
 
 
 def finish_drafts(rows: Rows, tables: TokenTables) -> Rows:
-    """DRAFTED rows go on to the PRM, or straight to the decision."""
+    """DRAFTED rows go on to the PRM, to the large model, or straight to the decision."""
     drafted = rows.phase == R.DRAFTED
-    to_score = drafted & rows.scored_plan
+    to_score = drafted & (rows.plan == base.DRAFT_AND_SCORE)
     rows = _append_to_prm(rows, to_score, tables)
-    phase = jnp.where(to_score, R.SCORING, jnp.where(drafted, R.DECIDING, rows.phase))
+    phase = jnp.where(rows.plan == base.DRAFT_AND_JUDGE, R.JUDGING, R.DECIDING)
+    phase = jnp.where(to_score, R.SCORING, jnp.where(drafted, phase, rows.phase))
     return rows.replace(phase=phase)
 
 
@@ -137,21 +141,47 @@ def decide(rows: Rows, policies: Sequence[base.Policy], width: int) -> Rows:
     return rows
 
 
-def plan(rows: Rows, policies: Sequence[base.Policy]) -> Rows:
-    """PLANNING rows become DRAFTING, WRITING, or PARTING_PLANS where their settings disagree."""
+def plan(rows: Rows, policies: Sequence[base.Policy], max_step_tokens: int) -> Rows:
+    """PLANNING rows become DRAFTING, PEEKING, WRITING, or PARTING_PLANS where settings disagree."""
     planning = rows.phase == R.PLANNING
     obs = observe(rows)
     for i, policy in enumerate(policies):
         mine = planning & (rows.policy == i)
-        make = lambda dial, policy=policy, i=i: policy.plan(dial, obs, rows.states[i])  # noqa: E731
+
+
+        def make(dial, policy=policy, i=i):
+            code = policy.plan(dial, obs, rows.states[i])
+            if policy.peeks:
+                again = (code == base.PEEK) & ~jnp.isnan(obs.first_entropy)
+                code = jnp.where(again, base.DRAFT, code)
+            return code
+
         cut, code = _first_difference(policy, make, rows), make(_dial(policy, rows))
         phase = jnp.where(code == base.LARGE, R.WRITING, R.DRAFTING)
+        if policy.peeks:
+            phase = jnp.where(code == base.PEEK, R.PEEKING, phase)
         phase = jnp.where(cut == rows.hi, phase, R.PARTING_PLANS)
         rows = rows.replace(
             phase=jnp.where(mine, phase, rows.phase), cut=jnp.where(mine, cut, rows.cut),
-            scored_plan=jnp.where(mine, code == base.DRAFT_AND_SCORE, rows.scored_plan),
+            plan=jnp.where(mine, code, rows.plan),
         )  # fmt: skip
+    if any(policy.peeks for policy in policies):
+        rows = _after_peek(rows, planning & (rows.decoded > 0), max_step_tokens)
     return rows
+
+
+def _after_peek(rows: Rows, mask: jax.Array, max_step_tokens: int) -> Rows:
+    """The token that a peek drew begins the draft, or is the whole of it, or is thrown away.
+
+    Its forward pass read the last accepted token, so the small model's cache is right either way.
+    """
+    over = rows.ended | (rows.step_state == OVER) | (rows.draft_n >= max_step_tokens)
+    over |= rows.n_text >= rows.tokens.shape[1]
+    complete = mask & (rows.phase == R.DRAFTING) & over
+    thrown = mask & (rows.phase == R.WRITING)
+    ledger = rows.ledger.at[:, R.SMALL, R.DISCARDED].add(jnp.where(thrown, rows.decoded, 0))
+    rows = rows.replace(phase=jnp.where(complete, R.DRAFTED, rows.phase), ledger=ledger)
+    return _new_step(rows, thrown)
 
 
 def _dial(policy: base.Policy, rows: Rows) -> jax.Array:
@@ -179,9 +209,10 @@ def reject(rows: Rows) -> Rows:
     inside = (at >= 0) & (at < n[:, None])
     end = jnp.minimum(rows.n_discarded + n, rows.discarded.shape[1])
 
-    scored = mask & rows.scored_plan
+    scored = mask & (rows.plan == base.DRAFT_AND_SCORE)
     n_prm = rows.n_prm - jnp.where(scored, rows.draft_n - rows.newlines + 1, 0)
-    keep = jnp.stack([rows.n_tokens, rows.n_tokens, n_prm], axis=1)  # [B, 3]
+    # The large model is about to write: it reads the last accepted token when it begins.
+    keep = jnp.stack([rows.n_tokens, rows.n_tokens - 1, n_prm], axis=1)  # [B, 3]
     roll = lambda x: jnp.where(mask[:, None], jnp.minimum(x, keep), x)  # noqa: E731
     ledger = rows.ledger.at[:, R.SMALL, R.DISCARDED].add(jnp.where(mask, rows.decoded, 0))
     ledger = ledger.at[:, R.SMALL, R.CALLS].add(mask)
@@ -204,7 +235,8 @@ def commit(rows: Rows, tables: TokenTables) -> Rows:
     """ACCEPTED and WRITTEN steps join the text; the row plans its next step or is DONE."""
     accepted, written = rows.phase == R.ACCEPTED, rows.phase == R.WRITTEN
     mask = accepted | written
-    rows = _append_to_prm(rows, written | (accepted & ~rows.scored_plan), tables)
+    unscored = accepted & (rows.plan != base.DRAFT_AND_SCORE)
+    rows = _append_to_prm(rows, written | unscored, tables)
 
     redone = take_at(rows.draft_cost, rows.t) >= 0
     action = jnp.where(accepted, base.ACCEPT, jnp.where(redone, base.REGENERATE, base.DIRECT))

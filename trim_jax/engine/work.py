@@ -1,4 +1,4 @@
-"""The three kinds of model work on rows: catch up, decode, score.
+"""The kinds of model work on rows: catch up, score, judge, decode (a peek is one token of it).
 
 Each takes the mask of rows that wait for it, works on at most `tile.rows` of them, and returns
 the rows and caches with the work done, and [slots executed, slots used].
@@ -21,6 +21,7 @@ from trim_jax.models.qwen2 import KV, Qwen2, empty_kv
 
 
 FAR = np.iinfo(np.int32).max
+PEEK_WIDTH = 20  # tokens that the entropy of a peek looks at
 
 
 class Tile(NamedTuple):
@@ -46,12 +47,19 @@ def _chosen(
     return index, index, index < B
 
 
-def _charge(rows: Rows, index, model: int, begin, end) -> Rows:
-    """Charge tokens begin..end-1 of a stream that was read, but for those already `covered`."""
+def read_before(rows: Rows) -> jax.Array:
+    """int32 [B], tokens a language model must have read before it writes, or judges a draft."""
+    return jnp.where(rows.phase == R.JUDGING, rows.n_tokens, rows.n_text) - 1
+
+
+def _charge(rows: Rows, index, model: int, begin, end, prefix) -> Rows:
+    """Charge tokens begin..end-1 of a stream that was read, but for those already `covered`.
+
+    Those before `prefix` are prefilled, the others scored.
+    """
     begin = jnp.maximum(begin, rows.covered.at[index, model].get(mode="clip"))
-    prompt = rows.prm_prompt.at[index].get(mode="clip") if model == R.PRM else jnp.int32(2**30)
-    prefilled = jnp.maximum(jnp.minimum(end, prompt) - begin, 0)
-    scored = jnp.maximum(end - jnp.maximum(begin, prompt), 0)
+    prefilled = jnp.maximum(jnp.minimum(end, prefix) - begin, 0)
+    scored = jnp.maximum(end - jnp.maximum(begin, prefix), 0)
     ledger = rows.ledger.at[index, model, R.PREFILLED].add(prefilled, mode="drop")
     ledger = ledger.at[index, model, R.SCORED].add(scored, mode="drop")
     return rows.replace(ledger=ledger)
@@ -70,13 +78,14 @@ def catch_up(
     """A language model reads up to `chunk` tokens that it has not seen, all but the last one."""
     index, row, valid = _chosen(mask, rows.length[:, which], count)
     length = rows.length[:, which].at[row].get(mode="clip")
-    n_new = jnp.clip((rows.n_text.at[row].get(mode="clip") - 1 - length) * valid, 0, chunk)
+    end = read_before(rows).at[row].get(mode="clip")
+    n_new = jnp.clip((end - length) * valid, 0, chunk)
     text = rows.tokens.at[row].get(mode="clip")
     tokens = jnp.take_along_axis(text, length[:, None] + jnp.arange(chunk), axis=1, mode="clip")
     nothing = jnp.zeros([len(tokens), 0], jnp.int32)
     _, kv = extend(model, params, kv, index, length, tokens, n_new, nothing)
     row = jnp.where(valid, row, mask.shape[0])
-    rows = _charge(rows, row, which, length, length + n_new)
+    rows = _charge(rows, row, which, length, length + n_new, jnp.int32(FAR))
     rows = _set_length(rows, row, which, length + n_new)
     return rows, kv, jnp.stack([jnp.int32(tokens.size), n_new.sum()])
 
@@ -107,7 +116,7 @@ def score(
     draft = jnp.where(hit & (step == get(rows.t)[:, None]), step, M)
     row_2d = jnp.broadcast_to(row[:, None], step.shape)
     complete = valid & (draft < M).any(axis=1)
-    rows = _charge(rows, row, R.PRM, length, length + n_new)
+    rows = _charge(rows, row, R.PRM, length, length + n_new, get(rows.prm_prompt))
     rows = rows.replace(
         score=rows.score.at[row_2d, accepted].set(right, mode="drop"),
         draft_score=rows.draft_score.at[row_2d, draft].set(right, mode="drop"),
@@ -117,6 +126,54 @@ def score(
     )
     rows = _set_length(rows, row, R.PRM, length + n_new)
     return rows, kv, jnp.stack([jnp.int32(tokens.size), n_new.sum()])
+
+
+def judge(
+    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, tables: TokenTables, count: int,
+    chunk: int,
+) -> tuple[Rows, KV, jax.Array]:  # fmt: skip
+    """The large model reads up to `chunk` tokens of drafts and adds up how likely it finds them.
+
+    It begins at the last accepted token, as if to write, and reads all but the last token that the
+    small model drew. If the draft is accepted it so stands where it would after a catch-up;
+    `steps.reject` takes it back.
+    """
+    B = mask.shape[0]
+    index, row, valid = _chosen(mask, rows.length[:, R.LARGE], count)
+    get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
+    length, drawn, text = get(rows.length[:, R.LARGE]), get(rows.decoded), get(rows.tokens)
+    end = get(rows.n_tokens) - 1 + drawn
+    n_new = jnp.clip((end - length) * valid, 0, chunk)
+    at = length[:, None] + jnp.arange(chunk)
+    tokens = jnp.take_along_axis(text, at, axis=1, mode="clip")
+    following = jnp.take_along_axis(text, at + 1, axis=1, mode="clip")
+    logits, kv = extend(model, params, kv, index, length, tokens, n_new)
+    chance = jax.nn.log_softmax(jnp.where(jnp.asarray(tables.allowed), logits, -jnp.inf))
+    goes_on = jnp.take_along_axis(chance, following[..., None], axis=2, mode="clip")[..., 0]
+    stops = jax.nn.logsumexp(jnp.where(jnp.asarray(tables.is_eos), chance, -jnp.inf), axis=-1)
+    # Only a draft that drew end-of-sequence reads as far as this.
+    each = jnp.where(at + 1 == get(rows.n_text)[:, None], stops, goes_on)
+    mean = jnp.where(jnp.arange(chunk) < n_new[:, None], each, 0).sum(axis=1) / drawn
+
+    t = get(rows.t)
+    before = jnp.nan_to_num(rows.draft_loglik.at[row, t].get(mode="clip"))
+    row = jnp.where(valid, row, B)
+    complete = jnp.where(valid & (length + n_new == end), row, B)
+    rows = _charge(rows, row, R.LARGE, length, length + n_new, jnp.int32(0))
+    rows = rows.replace(
+        draft_loglik=rows.draft_loglik.at[row, t].set(before + mean, mode="drop"),
+        phase=rows.phase.at[complete].set(R.DECIDING, mode="drop"),
+    )
+    rows = _set_length(rows, row, R.LARGE, length + n_new)
+    return rows, kv, jnp.stack([jnp.int32(tokens.size), n_new.sum()])
+
+
+def _entropy(logits: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Entropy in nats of the likeliest tokens, renormalised: [R, V] to float32 [R]."""
+    logits = jnp.where(allowed, logits, -jnp.inf)
+    best, _ = jax.lax.top_k(logits, min(PEEK_WIDTH, logits.shape[-1]))
+    chance = jax.nn.softmax(best, axis=-1)
+    return -jnp.where(chance > 0, chance * jnp.log(chance), 0).sum(axis=-1)
 
 
 def decode(
@@ -131,12 +188,14 @@ def decode(
     tables: TokenTables,
     sampling: Sampling,
     max_step_tokens: int,
+    peek: bool = False,
 ) -> tuple[Rows, KV, jax.Array]:
     """A language model writes up to `chunk` tokens of the step in progress of each row.
 
     New keys and values wait in a side buffer, the cache is read-only meanwhile. The loop ends early
     once most of the rows it began with have come to the end of their step; the rest go on at a
-    later call, beside other rows.
+    later call, beside other rows. A `peek` (with a chunk of 1) sends its rows back to the policy
+    with the entropy of the token that it drew.
     """
     step_next, boxed_next = jnp.asarray(tables.step_next), jnp.asarray(tables.boxed_next)
     stripped, is_eos = jnp.asarray(tables.stripped), jnp.asarray(tables.is_eos)
@@ -165,6 +224,8 @@ def decode(
         written=jnp.zeros([tile.rows, chunk], jnp.int32),
         side=empty_kv(model.config, tile.rows, chunk),
     )
+    if peek:
+        state["entropy"] = jnp.zeros([tile.rows], jnp.float32)
 
     def go_on(s):
         return (s["i"] < chunk) & (4 * s["active"].sum() > begun)
@@ -183,7 +244,8 @@ def decode(
         blank = jnp.where(stripped[token] < 0, s["newlines"] + 1, 0)
         over = ended | (step_state == OVER) | full | (n_text + i + 1 >= S)
         keep = lambda new, old: jnp.where(text, new, old)  # noqa: E731
-        return dict(
+        seen = {"entropy": _entropy(logits[:, 0], allowed)} if peek else {}
+        return seen | dict(
             i=i + 1,
             active=active & ~over,
             token=token,
@@ -218,5 +280,9 @@ def decode(
             R.DRAFTED if which == R.SMALL else R.WRITTEN, mode="drop"
         ),
     )
+    if peek:
+        first = rows.first_entropy.at[row, get(rows.t)].set(s["entropy"], mode="drop")
+        again = rows.phase.at[row].set(R.PLANNING, mode="drop")
+        rows = rows.replace(first_entropy=first, phase=again)
     rows = _set_length(rows, row, which, length + s["n"])
     return rows, kv, jnp.stack([tile.rows * s["i"], s["n"].sum()])

@@ -27,7 +27,9 @@ FRONTIER_GRID = np.arange(51) / 50.0  # costs (fractions of strong-only) of the 
 
 LABELS = {"never": "Weak-only", "always": "Strong-only", "random": "Random", "thr": "TRIM-Thr",
           "oracle": "Oracle", "agg": "TRIM-Agg", "seq": "TRIM-Seq", "q": "TRIM-Q",
-          "pomdp": "TRIM-POMDP", "pomdp_filtered": "TRIM-POMDP, filtered belief"}
+          "pomdp": "TRIM-POMDP", "pomdp_filtered": "TRIM-POMDP, filtered belief",
+          "rsd": "RSD", "glimp": "GlimpRouter",
+          "loglik": "Log-likelihood judge (in place of SpecReason)"}
 ROLES = {"never": "anchor", "always": "anchor", "random": "baseline", "oracle": "upper bound"}
 
 # Tokens that a model reads or writes; `calls` are not tokens.

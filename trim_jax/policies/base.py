@@ -5,7 +5,13 @@ and are vectorised over rows: every array has a leading axis B. It is asked twic
 
   plan     before a step is written: does the small model draft it, is the draft to be scored,
            or does the large model write it at once?
-  decide   once the draft (and its score, if planned) is there: accept or regenerate?
+  decide   once the draft (and its score or judgement, if planned) is there: accept or regenerate?
+
+A policy with `peeks` may plan PEEK: the small model draws the first token of its draft, and `plan`
+is asked again with its entropy known. The draft goes on from that token; if the large model is to
+write instead, the token is thrown away. A second PEEK at the same step is a DRAFT. A policy with
+`judges` may plan DRAFT_AND_JUDGE: the large model reads the draft, and `decide` sees how likely it
+finds it. What it has read stays in its cache if the draft is accepted.
 
 `settings` lists the values of its one dial (threshold, probability, price), in ascending order; a
 run evaluates all of them. Each row stands for a half-open range [lo, hi) of indices into it, and
@@ -25,7 +31,7 @@ import jax.numpy as jnp
 from trim_jax.errors import ConfigError
 
 # Plans, and then actions.
-DRAFT, DRAFT_AND_SCORE, LARGE = range(3)
+DRAFT, DRAFT_AND_SCORE, LARGE, PEEK, DRAFT_AND_JUDGE = range(5)
 ACCEPT, REGENERATE, DIRECT = range(3)
 SMALL_WRITER, LARGE_WRITER = range(2)
 
@@ -36,7 +42,8 @@ class Observation:
 
     Attributes:
       t: int32 [B], index of the step in question, 0-based.
-      draft_tokens: int32 [B], length c_t of the draft, delimiter not counted.
+      draft_tokens: int32 [B], length c_t of the draft, delimiter not counted; of its first token
+        after a peek.
       draft_score: float32 [B], PRM score r_t of the draft; NaN where it was not scored.
       scores: float32 [B, M], PRM scores of the accepted steps, r_{1:t-1}; NaN where unscored.
       writers: int32 [B, M], SMALL_WRITER or LARGE_WRITER of the accepted steps.
@@ -49,6 +56,11 @@ class Observation:
         counted: the paper's cost so far.
       min_score, prod_score: float32 [B], minimum and product of `scores`; 1 at the first step, and
         over steps that were not scored.
+      first_entropy: float32 [B], entropy in nats of the small model's first token of the step, over
+        its 20 likeliest, renormalised, at temperature 1; NaN where nobody peeked.
+      draft_loglik: float32 [B], mean log-likelihood of the draft's tokens (its end of sequence
+        included) under the large model at temperature 1; NaN where it was not judged.
+        Both are None in a simulation, which has no such signals.
     """
 
     t: jax.Array
@@ -63,6 +75,8 @@ class Observation:
     large_tokens: jax.Array
     min_score: jax.Array
     prod_score: jax.Array
+    first_entropy: jax.Array | None = None
+    draft_loglik: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +92,8 @@ class Policy:
       needs_reference: `decide` reads `Observation.right`.
       state_knows_dial: the state after a decision depends on the dial, and not only on what was
         seen and done. Settings of such a policy cannot share a row.
+      peeks, judges: `plan` may return PEEK, DRAFT_AND_JUDGE. Only runs with such a policy are
+        compiled for that work.
     """
 
     settings: tuple[float, ...] = (0.0,)
@@ -86,6 +102,8 @@ class Policy:
     parameter: ClassVar[str] = ""
     needs_reference: ClassVar[bool] = False
     state_knows_dial: ClassVar[bool] = False
+    peeks: ClassVar[bool] = False
+    judges: ClassVar[bool] = False
 
     def __post_init__(self):
         if not self.settings:
@@ -99,7 +117,7 @@ class Policy:
         return ()
 
     def plan(self, dial: jax.Array, obs: Observation, state: Any) -> jax.Array:
-        """DRAFT, DRAFT_AND_SCORE or LARGE for each row; `dial` float32 [B] is its setting."""
+        """One of the plans for each row, int32 [B]; `dial` float32 [B] is its setting."""
         del dial, state
         return jnp.full_like(obs.t, DRAFT_AND_SCORE)
 

@@ -11,15 +11,20 @@ from collections.abc import Callable
 from trim_jax.errors import ConfigError
 from trim_jax.policies import saved
 from trim_jax.policies.base import Policy
+from trim_jax.policies.neighbours import Glimp, LogLik, Rsd
 from trim_jax.policies.simple import Always, Never, Oracle, Random, Threshold
 
-# Name -> (threshold, p) -> policy. A policy without a dial ignores both.
+# Name -> (threshold, p) -> policy. A policy without a dial ignores both, and one whose dial is not a
+# score or a probability keeps its own.
 POLICIES: dict[str, Callable[[float, float], Policy]] = {
     "never": lambda threshold, p: Never(),
     "always": lambda threshold, p: Always(),
     "thr": lambda threshold, p: Threshold((threshold,)),
     "random": lambda threshold, p: Random((p,)),
     "oracle": lambda threshold, p: Oracle(),
+    "rsd": lambda threshold, p: Rsd((threshold,)),
+    "glimp": lambda threshold, p: Glimp(),
+    "loglik": lambda threshold, p: LogLik(),
 }
 
 
