@@ -94,7 +94,7 @@ def test_a_judge_reads_every_accepted_text_once_and_takes_rejected_drafts_back()
     for solution in apart:
         ledger, prompt = solution.ledger[R.LARGE], len(solution.request.prompt)
         dial = POLICIES[LOGLIK].settings[solution.lo]
-        drafts = [step.draft or step.tokens for step in solution.steps]
+        drafts = [s.tokens if s.draft is None else s.draft for s in solution.steps]
         judged = sum(map(len, drafts))
         assert None not in [step.draft_loglik for step in solution.steps]
         # The prompt before the first draft, and never a token of an accepted or rewritten step again.

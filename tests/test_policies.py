@@ -97,7 +97,9 @@ def test_the_base_class_scores_every_draft():
 def test_policies_by_name(name):
     policy = make_policy(name, threshold=0.25, p=0.75)
     assert policy.name == name
-    assert policy.settings == {"thr": (0.25,), "random": (0.75,)}.get(name, (0.0,))
+    assert policy.settings == {
+        "thr": (0.25,), "random": (0.75,), "rsd": (0.25,), "glimp": (1.0,), "loglik": (-1.0,),
+    }.get(name, (0.0,))  # fmt: skip
 
 
 def test_an_unknown_policy_names_the_nearest():
