@@ -20,7 +20,7 @@ from tqdm import tqdm
 from trim_jax import api, provenance
 from trim_jax.commands import setup
 from trim_jax.engine.engine import Engine, Request, Solution
-from trim_jax.engine.loop import WORK, initial_carry
+from trim_jax.engine.loop import initial_carry
 from trim_jax.engine.rows import CALLS
 from trim_jax.eval.report import write_report
 from trim_jax.eval.traces import PolicySpec, index_files, trace_to_json
@@ -107,7 +107,8 @@ class Runs:
         folder.finish(len(chunks))
         total = np.sum([folder.chunk_extra(i)["executed"] for i in range(len(chunks))], axis=0)
         names = ("slots", "used", "calls")
-        executed = {kind: dict(zip(names, map(int, row))) for kind, row in zip(WORK, total)}
+        kinds = self.engine.loop.kinds.values()
+        executed = {kind: dict(zip(names, map(int, row))) for kind, row in zip(kinds, total)}
         folder.write_json("executed.json", executed)
         specs = {}
         for policy in (self.policies[i] for i in chosen):
