@@ -16,15 +16,20 @@ _COLOURS = {"small": "36", "large": "35", "dim": "2", "bold": "1"}
 
 
 def run(config: ConfigDict, text: str) -> Trace:
-    """Solve `text`, print each step with its writer and score, and return the trace."""
+    """Solve `text`, print each step with its writer and score, and return the trace.
+
+    Of a policy with several settings (a trained one) it is the one in the middle.
+    """
     policy = make_policy(config.policy.name, config.policy.threshold, config.policy.p)
     trio = setup.load_models(config)
     problem = Problem("typed", text, "", "", None, "typed")
-    (trace,) = api.route(
+    traces = api.route(
         [problem], policy, trio, seeds=config.seeds[:1], instruction=config.data.instruction,
         prm_system=config.data.prm_system, sampling=setup.sampling(config),
         engine=setup.engine_config(config),
     )  # fmt: skip
+    middle = len(policy.settings) // 2
+    trace = next(t for t in traces if t.settings[0] <= middle < t.settings[1])
     print(render(trace, colour=sys.stdout.isatty()))
     return trace
 
