@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from trim_jax import api, provenance
+from trim_jax import api
 from trim_jax.commands import setup
-from trim_jax.commands.sweep import VALIDATION_SEEDS, Runs, sweep_policies
+from trim_jax.commands.sweep import VALIDATION_SEEDS, Runs, open_part, sweep_policies
 from trim_jax.errors import ConfigError
 from trim_jax.eval import figures, selected, study
 from trim_jax.eval.report import write_report
@@ -93,12 +93,8 @@ class _Study:
         return self.out if part == "test" else self.out / part
 
     def folder(self, part: str, problems: Sequence[Problem], seeds: Sequence[int]) -> ResultFolder:
-        own = self.config.copy_and_resolve_references()
-        own.data.split = {"collected": "policy_train"}.get(part, part)
-        own.data.limit, own.seeds = len(problems), tuple(seeds)
-        origin = provenance.collect(self.trio.folders, problems)
-        origin |= {"parameters": api.parameters(self.trio)}
-        return ResultFolder.open_or_create(self.path(part), own, origin)
+        split = {"collected": "policy_train"}.get(part, part)
+        return open_part(self.path(part), self.config, self.trio, split, problems, seeds)
 
     def runs(self, policies: Sequence[Policy]) -> Runs:
         engine = setup.make_engine(self.config, self.trio, policies)

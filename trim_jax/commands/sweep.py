@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,18 +65,30 @@ def run(config: ConfigDict, dry_run: bool = False) -> Path | None:
         work.predict(problems, held_out)
         return None
     out = Path(config.out)
-    origin = {**provenance.collect(trio.folders, problems), "parameters": api.parameters(trio)}
-    with ResultFolder.open_or_create(out, config, origin) as folder:
+    with ResultFolder.open_or_create(out, config, origin_of(trio, problems)) as folder:
         if held_out:
-            origin = {**provenance.collect(trio.folders, held_out), "parameters": api.parameters(trio)}
-            own = config.copy_and_resolve_references()
-            own.data.split, own.data.limit, own.seeds = "validation", len(held_out), VALIDATION_SEEDS
-            with ResultFolder.open_or_create(out / "validation", own, origin) as validation:
+            part = open_part(out / "validation", config, trio, "validation", held_out, VALIDATION_SEEDS)
+            with part as validation:
                 # The oracle needs no choice of a setting.
                 chosen = [i for i, policy in enumerate(policies) if policy.name != "oracle"]
                 work.solve(validation, held_out, VALIDATION_SEEDS, chosen, "validation")
         work.solve(folder, problems, config.seeds, list(range(len(policies))), data.split)
     return write_report([out], out)
+
+
+def origin_of(trio: api.Trio, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Provenance of a run of these models on these problems."""
+    return {**provenance.collect(trio.folders, problems), "parameters": api.parameters(trio)}
+
+
+def open_part(
+    path: Path, config: ConfigDict, trio: api.Trio, split: str, problems: Sequence[Problem],
+    seeds: Sequence[int],
+) -> ResultFolder:  # fmt: skip
+    """The result folder of one part of a larger run, with a config of its own."""
+    own = config.copy_and_resolve_references()
+    own.data.split, own.data.limit, own.seeds = split, len(problems), tuple(seeds)
+    return ResultFolder.open_or_create(path, own, origin_of(trio, problems))
 
 
 class Runs:

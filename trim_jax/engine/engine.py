@@ -22,8 +22,8 @@ from trim_jax.engine.tokens import TokenTables
 from trim_jax.errors import ConfigError, DataError
 from trim_jax.models.qwen2 import ModelConfig
 from trim_jax.policies.base import Policy
-from trim_jax.xla import loop_options
 from trim_jax.sharding import DATA
+from trim_jax.xla import loop_options
 
 TICKS = 48  # of the loop between two looks by the host, at most
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from trim_jax.errors import TrimError
-from trim_jax.eval.traces import load_result
+from trim_jax.eval.traces import Trace, load_result
 from trim_jax.policies.base import Policy
 from trim_jax.policies.features import Features
 from trim_jax.policies.learned import Agg, Q
@@ -64,9 +64,8 @@ def fitted_environment(folder: str | Path, max_steps: int) -> tuple[Process, Rep
     return process.replace(history=True), report
 
 
-def scales(folder: str | Path) -> dict[str, float]:
+def scales(traces: Sequence[Trace]) -> dict[str, float]:
     """Units of the features, of the traces: tokens of a long step, steps and tokens of a solution."""
-    traces = load_result(folder).traces
     steps = [s.n_tokens for t in traces for s in t.steps]
     return {
         "token_scale": float(np.quantile(steps, 0.9)),
@@ -85,7 +84,8 @@ def train_policies(
       worths: settings of every policy, ascending. seed: of the initial weights and all that is drawn.
     """
     worths = tuple(float(w) for w in worths)
-    unit = scales(folder)
+    traces = load_result(folder).traces
+    unit = scales(traces)
     sizes = dict(token_scale=unit["token_scale"], step_scale=unit["step_scale"])
     plain = Features(logit=True, **sizes)
     priced = dataclasses.replace(plain, price=True)
@@ -102,7 +102,7 @@ def train_policies(
 
     def solved(family: type[Policy]) -> Training:
         begun = time.perf_counter()
-        parameters = estimate(load_result(folder).traces, max_steps)
+        parameters = estimate(traces, max_steps)
         policy = jax.block_until_ready(family.of(parameters, worths))
         weights = jax.tree.map(np.asarray, policy.weights)
         return Training(
