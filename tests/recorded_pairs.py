@@ -1,13 +1,26 @@
 """Small files of recorded solutions of two made-up models, for the tests that read such files."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def llama_files():
+    """The recorded solutions of Llama-3.2-1B and 3.1-8B on MATH-500, and its questions; or a skip."""
+    if "TRIM_JAX_DATA" not in os.environ:
+        pytest.skip("TRIM_JAX_DATA does not name the folder of recorded data")
+    data = Path(os.environ["TRIM_JAX_DATA"])
+    traces = data / "traces_math500_llama_prm"
+    return (traces / "llama32_1b.jsonl", traces / "llama31_8b.jsonl",
+            data / "math500" / "test.jsonl")  # fmt: skip
 
 
 def make_files(folder, problems=60, p_small=0.75, p_large=0.92, seed=0, unboxed=10):

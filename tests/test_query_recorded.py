@@ -1,13 +1,12 @@
 """Recorded solutions of real models: reading, the token proxy, unboxed answers, and real data."""
 
 import json
-import os
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from recorded_pairs import llama_files
 from trim_jax.errors import DataError
 from trim_jax.eval import bootstrap
 from trim_jax.query.evaluate import cross_validate, measure
@@ -80,12 +79,7 @@ def test_missing_file(files, tmp_path):
 
 
 def test_llama_on_math500():
-    if "TRIM_JAX_DATA" not in os.environ:
-        pytest.skip("TRIM_JAX_DATA does not name the folder of recorded data")
-    data = Path(os.environ["TRIM_JAX_DATA"])
-    traces = data / "traces_math500_llama_prm"
-    found = load_pair(traces / "llama32_1b.jsonl", traces / "llama31_8b.jsonl",
-                      data / "math500" / "test.jsonl")
+    found = load_pair(*llama_files())
     assert found.small_correct.mean() == pytest.approx(0.21)
     assert found.large_correct.mean() == pytest.approx(0.438)
     frontiers = cross_validate(found, jax.random.key(0), [RandomQuestions(), NearestNeighbours()])

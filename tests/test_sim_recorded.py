@@ -1,13 +1,10 @@
 """The fit to recorded solutions: closed forms of made-up models, weights, pooling; real data."""
 
-import os
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
-from recorded_pairs import make_files
+from recorded_pairs import llama_files, make_files
 from trim_jax.query.outcomes import folds
 from trim_jax.sim import recorded as R, solutions as S
 
@@ -96,12 +93,7 @@ def test_the_study_pools_folds_and_refits(pair):
 
 
 def test_llama_on_math500():
-    if "TRIM_JAX_DATA" not in os.environ:
-        pytest.skip("TRIM_JAX_DATA does not name the folder of recorded data")
-    data = Path(os.environ["TRIM_JAX_DATA"])
-    traces = data / "traces_math500_llama_prm"
-    pair = S.read(traces / "llama32_1b.jsonl", traces / "llama31_8b.jsonl",
-                  data / "math500" / "test.jsonl")  # fmt: skip
+    pair = S.read(*llama_files())
     found = R.predict(R.fit(pair, np.ones(500)), (0.0, 1.0), jax.random.key(3), 20_000)
     np.testing.assert_allclose(found.accuracy, [0.21, 0.438], atol=0.015)
     np.testing.assert_allclose(found.steps, [pair.small.n.mean(), pair.large.n.mean()], rtol=0.02)

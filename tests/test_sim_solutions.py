@@ -1,13 +1,11 @@
 """Recorded solutions as the simulator reads them: first wrong steps, events, cuts, bad files."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from recorded_pairs import make_files, write
+from recorded_pairs import llama_files, make_files, write
 from trim_jax.errors import DataError
 from trim_jax.sim import solutions as S
 from trim_jax.sim.process import S0, S1, S2
@@ -79,12 +77,7 @@ def test_bad_scores_are_named(tmp_path):
 
 
 def test_llama_on_math500():
-    if "TRIM_JAX_DATA" not in os.environ:
-        pytest.skip("TRIM_JAX_DATA does not name the folder of recorded data")
-    data = Path(os.environ["TRIM_JAX_DATA"])
-    traces = data / "traces_math500_llama_prm"
-    pair = S.read(traces / "llama32_1b.jsonl", traces / "llama31_8b.jsonl",
-                  data / "math500" / "test.jsonl")  # fmt: skip
+    pair = S.read(*llama_files())
     # No right solution is lost by the cut at 30 steps.
     assert pair.small.correct.mean() == pytest.approx(0.21)
     assert pair.large.correct.mean() == pytest.approx(0.438)

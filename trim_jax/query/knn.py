@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 
-from trim_jax.query.embed import Embedder, Embedding, TfIdf
-from trim_jax.query.outcomes import Outcomes
-from trim_jax.query.router import Fitted, Router, cross_fit, per_seed
+from trim_jax.query.embed import Embedder, TfIdf
+from trim_jax.query.router import Router
+from trim_jax.query.similar import Predict, fit_similar
 
 
 def vote(similarity: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
@@ -18,6 +20,11 @@ def vote(similarity: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
     """
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     return values[nearest].mean(1)
+
+
+def votes(neighbours: Sequence[int]) -> dict[int, Predict]:
+    """`vote` with each number of neighbours."""
+    return {k: functools.partial(vote, k=k) for k in neighbours}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,24 +41,5 @@ class NearestNeighbours(Router):
     neighbours: tuple[int, ...] = (10, 20, 40, 80, 160)
 
     def fit(self, outcomes, key):
-        embed = self.embedder(outcomes.questions)
-        vectors, gain = embed(outcomes.questions), outcomes.gain
-        held = {k: cross_fit(len(outcomes), key, lambda train, test, k=k: vote(
-            vectors[test] @ vectors[train].T, gain[train], k)) for k in self.neighbours}
-        k = min(held, key=lambda k: float(np.square(held[k] - gain).mean()))
-        return _FittedNeighbours(name=self.name, reads=self.reads, chosen={"k": k},
-                                 calibration=held[k].astype(np.float32)[:, None],
-                                 rows=np.arange(len(outcomes)), is_gain=True,
-                                 embed=embed, vectors=vectors, gain=gain, k=k)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _FittedNeighbours(Fitted):
-    embed: Embedding
-    vectors: np.ndarray
-    gain: np.ndarray
-    k: int
-
-    def score(self, outcomes: Outcomes) -> np.ndarray:
-        similarity = self.embed(outcomes.questions) @ self.vectors.T
-        return per_seed(vote(similarity, self.gain, self.k), outcomes)
+        return fit_similar(self, self.embedder, outcomes, key, outcomes.gain, "k",
+                           votes(self.neighbours), is_gain=True)

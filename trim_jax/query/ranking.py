@@ -7,14 +7,15 @@ similar its question is: weight = base ** (1 + similarity / greatest similarity)
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trim_jax.query.embed import Embedder, Embedding, TfIdf
-from trim_jax.query.outcomes import Outcomes
-from trim_jax.query.router import Fitted, Router, cross_fit, per_seed
+from trim_jax.query.embed import Embedder, TfIdf
+from trim_jax.query.router import Router
+from trim_jax.query.similar import fit_similar
 
 # Keeps the ratings finite when every comparison has one winner, and fixes their mean at 0.
 _RIDGE = 1e-3
@@ -71,6 +72,11 @@ def win_rates(similarity: np.ndarray, win: np.ndarray, base: float) -> np.ndarra
     return np.asarray(_win_rates(jnp.asarray(weights(similarity, base)), jnp.asarray(win)))
 
 
+def _gain(similarity: np.ndarray, gain: np.ndarray, base: float) -> np.ndarray:
+    """P(large wins) - P(small wins), from the gains [m] in training."""
+    return 2 * win_rates(similarity, (1.0 + gain) / 2.0, base) - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class SimilarityRanking(Router):
     """Scores a question by P(large wins) - P(small wins); the base is chosen on held-out wins.
@@ -86,24 +92,6 @@ class SimilarityRanking(Router):
     bases: tuple[float, ...] = (3.0, 10.0, 1e2, 1e3, 1e4, 1e5)
 
     def fit(self, outcomes, key):
-        embed = self.embedder(outcomes.questions)
-        vectors, win = embed(outcomes.questions), outcomes.win
-        held = {base: cross_fit(len(outcomes), key, lambda train, test, base=base: win_rates(
-            vectors[test] @ vectors[train].T, win[train], base)) for base in self.bases}
-        base = min(held, key=lambda b: float(np.square(held[b] - win).mean()))
-        return _FittedRanking(name=self.name, reads=self.reads, chosen={"base": base},
-                              calibration=2 * held[base][:, None] - 1,
-                              rows=np.arange(len(outcomes)), is_gain=True,
-                              embed=embed, vectors=vectors, win=win, base=base)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _FittedRanking(Fitted):
-    embed: Embedding
-    vectors: np.ndarray
-    win: np.ndarray
-    base: float
-
-    def score(self, outcomes: Outcomes) -> np.ndarray:
-        similarity = self.embed(outcomes.questions) @ self.vectors.T
-        return per_seed(2 * win_rates(similarity, self.win, self.base) - 1, outcomes)
+        candidates = {base: functools.partial(_gain, base=base) for base in self.bases}
+        return fit_similar(self, self.embedder, outcomes, key, outcomes.gain, "base", candidates,
+                           is_gain=True)

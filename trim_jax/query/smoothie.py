@@ -13,9 +13,10 @@ import dataclasses
 import numpy as np
 
 from trim_jax.query.embed import Embedder, Embedding, TfIdf
-from trim_jax.query.knn import vote
+from trim_jax.query.knn import votes
 from trim_jax.query.outcomes import Outcomes
-from trim_jax.query.router import Fitted, Router, cross_fit, per_seed
+from trim_jax.query.router import Router
+from trim_jax.query.similar import fit_similar
 
 
 def triplet(d_ij: np.ndarray, d_ik: np.ndarray, d_jk: np.ndarray) -> np.ndarray:
@@ -62,27 +63,8 @@ class Smoothie(Router):
     neighbours: tuple[int, ...] = (10, 20, 40, 80, 160)
 
     def fit(self, outcomes, key):
-        embed = self.embedder(outcomes.questions)
         written = self.embedder([t for row in outcomes.small_texts + outcomes.large_texts
                                  for t in row])
-        vectors, excess = embed(outcomes.questions), excess_error(outcomes, written)
-        held = {k: cross_fit(len(outcomes), key, lambda train, test, k=k: vote(
-            vectors[test] @ vectors[train].T, excess[train], k)) for k in self.neighbours}
-        k = min(held, key=lambda k: float(np.square(held[k] - excess).mean()))
-        writers = 2 if outcomes.mixed_texts is None else 3
-        return _FittedSmoothie(name=self.name, reads=self.reads,
-                               chosen={"k": k, "writers": writers}, calibration=held[k][:, None],
-                               rows=np.arange(len(outcomes)),
-                               embed=embed, vectors=vectors, excess=excess, k=k)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _FittedSmoothie(Fitted):
-    embed: Embedding
-    vectors: np.ndarray
-    excess: np.ndarray
-    k: int
-
-    def score(self, outcomes: Outcomes) -> np.ndarray:
-        similarity = self.embed(outcomes.questions) @ self.vectors.T
-        return per_seed(vote(similarity, self.excess, self.k), outcomes)
+        return fit_similar(self, self.embedder, outcomes, key, excess_error(outcomes, written), "k",
+                           votes(self.neighbours), is_gain=False,
+                           writers=2 if outcomes.mixed_texts is None else 3)
