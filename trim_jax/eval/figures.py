@@ -203,7 +203,8 @@ def frontier_figure(runs: Sequence[Summary]) -> Figure:
         ax.set_ylabel("problems solved")
         ax.xaxis.set_major_formatter(PERCENT)
         ax.yaxis.set_major_formatter(PERCENT)
-        _legend_below(fig, ax, 2 if len(runs) > 1 else 4)
+        many = len(ax.get_legend_handles_labels()[1]) > 4  # then there are long names among them
+        _legend_below(fig, ax, 2 if len(runs) > 1 else 3 if many else 4)
         return laid_out(fig)
 
 
