@@ -162,7 +162,7 @@ def pick(*names: str) -> ConfigDict:
 
 
 RANGES = {
-    "seeds": (0, None),
+    "seeds": (0, 2**32 - 1),
     "data.limit": (1, None),
     "sampling.temperature": (0.0, None),
     "sampling.top_p": (0.0, 1.0),
@@ -184,7 +184,7 @@ RANGES = {
     "study.train": (50, None),
     "study.hard": (0, None),
     "study.worths": (1, None),
-    "study.seed": (0, None),
+    "study.seed": (0, 2**32 - 1),
     "train.steps": (1, None),
     "train.rows": (1, None),
     "train.learning_rate": (0.0, None),
