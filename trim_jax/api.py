@@ -189,7 +189,7 @@ def _trace(solution, problem, text, policies, answer, correct) -> Trace:
     return Trace(
         problem_id=problem.id,
         seed=solution.request.seed,
-        policy=policies[solution.request.policy].name,
+        policy=policies[solution.request.policy].full_name,
         settings=(solution.lo, solution.hi),
         finish=solution.finish,
         answer=answer,

@@ -126,7 +126,7 @@ class Runs:
         specs = {}
         for policy in (self.policies[i] for i in chosen):
             dials = policy.settings if policy.parameter else (None,)
-            specs[policy.name] = PolicySpec(policy.name, policy.parameter or None, tuple(dials))
+            specs[policy.full_name] = PolicySpec(policy.full_name, policy.parameter or None, tuple(dials))
         for name, text in index_files(specs, problems, seeds).items():
             folder.write_file(name, text)
 

@@ -87,7 +87,8 @@ class Policy:
       settings: values of the policy's dial, ascending; (0.0,) where it has none.
       weights: learned parameters, a pytree of arrays, or None. They are traced, not static: other
         weights of the same shapes never recompile the loop (`Engine.load_weights`).
-      name: under which results are stored.
+      variant: tells it from others of its class in one run; results are stored under `full_name`.
+      name: of its class.
       parameter: letter of the dial, for figures; "" where it has none.
       needs_reference: `decide` reads `Observation.right`.
       state_knows_dial: the state after a decision depends on the dial, and not only on what was
@@ -98,6 +99,7 @@ class Policy:
 
     settings: tuple[float, ...] = (0.0,)
     weights: Any = dataclasses.field(default=None, compare=False, repr=False)
+    variant: str = dataclasses.field(default="", kw_only=True)
     name: ClassVar[str] = "policy"
     parameter: ClassVar[str] = ""
     needs_reference: ClassVar[bool] = False
@@ -110,6 +112,10 @@ class Policy:
             raise ConfigError(f"policy {self.name}: give at least one setting")
         if list(self.settings) != sorted(set(self.settings)):
             raise ConfigError(f"policy {self.name}: settings must ascend without repeats")
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}-{self.variant}" if self.variant else self.name
 
     def init(self, rows: int) -> Any:
         """State carried by every row between steps, a pytree of arrays with leading axis `rows`."""
