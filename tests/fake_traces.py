@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from trim_jax.eval.traces import (Ledger, ModelLedger, PolicySpec, ProblemRecord, StepTrace,
-                                  Trace, dump_trace, index_files)
+                                  Trace, dump_traces, index_files)
 
 # log-odds that the small and the large model get the operation right
 KINDS = {"add": (3.4, 6.0), "sub": (2.9, 5.6), "times": (1.3, 5.2), "product": (0.0, 3.8),
@@ -194,8 +194,7 @@ def write_result(folder: Path, problems: Sequence[int] = range(40), seeds: Seque
     for name, text in index_files(policies, records, seeds).items():
         (folder / name).write_text(text, encoding="utf-8")
     traces = simulate(problems, seeds, policies)
-    (folder / "traces.jsonl").write_text("".join(dump_trace(t) + "\n" for t in traces),
-                                         encoding="utf-8")
+    (folder / "traces.jsonl").write_text(dump_traces(traces), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(
         {"data": {"source": "arith", "split": split}, "policy": {"name": "thr"}}))
     (folder / "provenance.json").write_text(json.dumps({

@@ -17,7 +17,7 @@ from trim_jax.api import load_trio, route
 from trim_jax.config import load_config
 from trim_jax.engine.engine import EngineConfig
 from trim_jax.errors import CheckpointError, ConfigError, DataError
-from trim_jax.eval.traces import load_result, tables, trace_from_json, trace_to_json
+from trim_jax.eval.traces import dump_traces, load_result, tables, traces_from_json
 from trim_jax.models.hf import load_model, save_model
 from trim_jax.models.qwen2 import ModelConfig, init_params
 from trim_jax.policies.registry import make_policy
@@ -69,7 +69,7 @@ def test_route_gives_one_valid_trace_per_problem_and_setting(trio):
             covered = sorted(i for lo, hi in ranges for i in range(lo, hi))
             assert covered == [0, 1, 2, 3]
     for trace in found:
-        assert trace_from_json(json.loads(json.dumps(trace_to_json(trace)))) == trace
+        assert traces_from_json(json.loads(dump_traces([trace]))) == [trace]
         assert len(trace.steps) <= 3
     always = [t for t in found if t.settings == (3, 4)]
     assert {s.writer for t in always for s in t.steps} == {"large"}

@@ -17,11 +17,11 @@ ASKED_FOR = {R.SMALL: loop.PEEK, R.LARGE: loop.JUDGE}
 WROTE = {R.SMALL: loop.DECODE_SMALL, R.LARGE: loop.DECODE_LARGE}
 
 
-def run(which, fork=True):
+def run(which, share="all"):
     """Solutions of some policies, their summed ledger, and what was executed for them."""
     engine = shared_engine()
     before = engine.executed.copy()
-    solutions = list(engine.run(requests(PROBLEMS, which, fork=fork)))
+    solutions = list(engine.run(requests(PROBLEMS, which, share=share)))
     return solutions, sum(s.ledger for s in solutions), engine.executed - before
 
 
@@ -45,7 +45,7 @@ def test_random_throws_nothing_away():
 
 @pytest.mark.parametrize("policy", range(len(POLICIES)), ids=lambda i: type(POLICIES[i]).__name__)
 def test_without_forks_what_is_charged_is_what_was_executed(policy):
-    _, ledger, executed = run([policy], fork=False)
+    _, ledger, executed = run([policy], share="nothing")
     slots, used, calls = executed.T
     for model in (R.SMALL, R.LARGE):
         assert used[USED[model]] == ledger[model, R.PREFILLED]
@@ -58,7 +58,7 @@ def test_without_forks_what_is_charged_is_what_was_executed(policy):
 
 
 def test_forks_share_work_that_each_of_them_pays_for():
-    apart, charged, executed_apart = run([THR, RANDOM], fork=False)
+    apart, charged, executed_apart = run([THR, RANDOM], share="nothing")
     forked, ledger, executed = run([THR, RANDOM])
     assert len(forked) < len(apart)
     by_model = ledger.sum(axis=1) - ledger[:, R.CALLS]
@@ -66,7 +66,7 @@ def test_forks_share_work_that_each_of_them_pays_for():
     assert small < by_model[R.SMALL], "a shared step is paid for by all who share it"
     assert executed[loop.SCORE, 1] < by_model[R.PRM]
     assert executed[:, 1].sum() < 0.8 * executed_apart[:, 1].sum()
-    weights = [s.hi - s.lo for s in forked]
+    weights = [sum(hi - lo for _, lo, hi in s.cells) for s in forked]
     np.testing.assert_array_equal(sum(w * s.ledger for w, s in zip(weights, forked)), charged)
 
 
@@ -81,19 +81,20 @@ def test_a_peek_costs_nothing_if_the_draft_follows_and_one_token_if_not():
         assert None not in peeks
         in_vain = sum(step.writer == R.LARGE for step in solution.steps)
         assert solution.ledger[R.SMALL, R.DISCARDED] == in_vain
-        if solution.hi == len(POLICIES[GLIMP].settings):  # nothing is as uncertain as that
+        ((_, lo, hi),) = solution.cells
+        if hi == len(POLICIES[GLIMP].settings):  # nothing is as uncertain as that
             want = never[solution.request.problem_id]
             np.testing.assert_array_equal(solution.ledger, want.ledger)
-        if solution.lo == 0:  # everything is as uncertain as that
+        if lo == 0:  # everything is as uncertain as that
             assert in_vain == len(peeks) and not solution.ledger[R.SMALL, R.KEPT]
 
 
 def test_a_judge_reads_every_accepted_text_once_and_takes_rejected_drafts_back():
-    apart = run([LOGLIK], fork=False)[0]
+    apart = run([LOGLIK], share="nothing")[0]
     always = {s.request.problem_id: s for s in run([ALWAYS])[0]}
     for solution in apart:
         ledger, prompt = solution.ledger[R.LARGE], len(solution.request.prompt)
-        dial = POLICIES[LOGLIK].settings[solution.lo]
+        dial = POLICIES[LOGLIK].settings[solution.cells[0].lo]
         drafts = [s.tokens if s.draft is None else s.draft for s in solution.steps]
         judged = sum(map(len, drafts))
         assert None not in [step.draft_loglik for step in solution.steps]
@@ -112,9 +113,9 @@ def test_a_judge_reads_every_accepted_text_once_and_takes_rejected_drafts_back()
 def test_rsd_is_the_threshold_rule_without_its_ends():
     dials = POLICIES[RSD].settings
     assert dials == (0.0, 0.5, 0.7)
-    for solution in run([RSD], fork=False)[0]:
+    for solution in run([RSD], share="nothing")[0]:
         for step in solution.steps:
-            rejected = step.draft_score < dials[solution.lo]
+            rejected = step.draft_score < dials[solution.cells[0].lo]
             assert step.action == (base.REGENERATE if rejected else base.ACCEPT)
 
 

@@ -1,28 +1,27 @@
 """The routed loop against the slow path, and against itself in other batches."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
 from tiny import (
-    POLICIES, RANDOM, THR, assert_as_reference, assert_same, by_setting, requests, shared_engine,
-    tiny_engine,
+    NEVER, POLICIES, RANDOM, THR, assert_as_reference, assert_same, by_setting, of, requests,
+    shared_engine, tiny_engine,
 )  # fmt: skip
 
 from trim_jax.engine import rows as R
+from trim_jax.engine.engine import Cells
 from trim_jax.policies import base
+from trim_jax.policies.simple import Random
 
 PROBLEMS = range(12)
 
 
 @pytest.fixture(scope="module")
 def solutions():
-    """Every problem under every policy and setting, forked where settings can share a row."""
+    """Every problem under every policy and setting, sharing rows until they part."""
     return list(shared_engine().run(requests(PROBLEMS)))
-
-
-def of(solutions, policy):
-    return [s for s in solutions if s.request.policy == policy]
 
 
 def test_the_tiny_trio_shows_everything_there_is(solutions):
@@ -66,6 +65,20 @@ def test_neighbours_do_not_matter(solutions):
     assert_same(by_setting(shared_engine().run(shuffled)), want)
 
 
-def test_forked_settings_are_what_they_are_alone(solutions):
-    alone = by_setting(shared_engine().run(requests(PROBLEMS, [THR, RANDOM], fork=False)))
-    assert_same(by_setting(of(solutions, THR) + of(solutions, RANDOM)), alone)
+def test_policies_and_settings_that_share_steps_are_what_they_are_alone(solutions):
+    want = by_setting(solutions)
+    for share in ("settings", "nothing"):
+        apart = list(shared_engine().run(requests(PROBLEMS, share=share)))
+        assert len(apart) > 1.3 * len(solutions)
+        assert_same(by_setting(apart), want)
+
+
+def test_cells_that_cannot_share_a_row_are_refused():
+    class Knowing(Random):
+        state_knows_dial = True
+
+    asked = requests([0], [NEVER])[0]
+    engine = tiny_engine(policies=(Knowing((0.2, 0.5)),))
+    for cells in ((), (Cells(0, 0, 2),)):
+        with pytest.raises(ValueError, match="cannot share a row"):
+            list(engine.run([dataclasses.replace(asked, cells=cells)]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import (
     ALWAYS, BUDGET, CONTEXT, MIXED, NEVER, ORACLE, REDO, STEPS, STEP_TOKENS, THR, VOCABULARY,
-    by_setting, requests, shared_engine, text_of, tiny_trio,
+    by_setting, of, requests, shared_engine, text_of, tiny_trio,
 )  # fmt: skip
 
 from trim_jax.engine import rows as R
@@ -18,7 +18,8 @@ PROBLEMS = range(24)
 
 @pytest.fixture(scope="module")
 def solutions():
-    return list(shared_engine().run(requests(PROBLEMS)))
+    """Every policy for itself, so that what they have in common was computed for each."""
+    return list(shared_engine().run(requests(PROBLEMS, share="settings")))
 
 
 def string(tokens):
@@ -122,12 +123,13 @@ def test_the_history_determines_the_text(solutions):
     assert used > len(solutions)
 
 
-def of(solutions, policy):
-    return {s.request.problem_id: s for s in solutions if s.request.policy == policy}
+def by_problem(solutions, policy):
+    """The solution of each problem under a policy of one setting."""
+    return {s.request.problem_id: s for s in of(solutions, policy)}
 
 
 def test_rejecting_every_draft_writes_what_the_large_model_writes_alone(solutions):
-    redone, alone = of(solutions, REDO), of(solutions, ALWAYS)
+    redone, alone = by_problem(solutions, REDO), by_problem(solutions, ALWAYS)
     for problem, solution in redone.items():
         assert text_of(solution) == text_of(alone[problem])
         assert {step.action for step in solution.steps} == {base.REGENERATE}
@@ -135,10 +137,10 @@ def test_rejecting_every_draft_writes_what_the_large_model_writes_alone(solution
 
 
 def test_thresholds_0_and_1_are_never_and_always(solutions):
-    got = {r: s for r, s in by_setting(solutions).items() if r.policy == THR}
+    got = by_setting(of(solutions, THR))
     for anchor, setting in ((NEVER, 0), (ALWAYS, 6)):
-        want = of(solutions, anchor)
-        found = {r.problem_id: s for r, s in got.items() if r.lo == setting}
+        want = by_problem(solutions, anchor)
+        found = {r.problem_id: s for r, s in got.items() if r.cells[0].lo == setting}
         assert found.keys() == want.keys()
         for problem, solution in found.items():
             assert solution.steps == want[problem].steps
@@ -146,9 +148,9 @@ def test_thresholds_0_and_1_are_never_and_always(solutions):
 
 
 def test_a_threshold_that_accepts_all_writes_what_the_small_model_writes_alone(solutions):
-    never, compared = of(solutions, NEVER), 0
-    for solution in solutions:
-        if solution.request.policy == THR and solution.steps[0].draft_score is not None:
+    never, compared = by_problem(solutions, NEVER), 0
+    for solution in of(solutions, THR):
+        if solution.steps[0].draft_score is not None:
             if all(step.action == base.ACCEPT for step in solution.steps):
                 assert text_of(solution) == text_of(never[solution.request.problem_id])
                 compared += 1
@@ -157,8 +159,8 @@ def test_a_threshold_that_accepts_all_writes_what_the_small_model_writes_alone(s
 
 def test_the_oracle_writes_the_reference_where_a_model_can(solutions):
     """References are texts of the large model, the small one, or both in turns."""
-    wrote, mixed = [of(solutions, policy) for policy in (ALWAYS, NEVER, MIXED)], 0
-    for problem, solution in of(solutions, ORACLE).items():
+    wrote, mixed = [by_problem(solutions, policy) for policy in (ALWAYS, NEVER, MIXED)], 0
+    for problem, solution in by_problem(solutions, ORACLE).items():
         kind = int(problem[1:]) % 3
         assert text_of(solution) == text_of(wrote[kind][problem])
         if kind == 1:
@@ -170,14 +172,14 @@ def test_the_oracle_writes_the_reference_where_a_model_can(solutions):
 def test_a_budget_is_kept_row_by_row(solutions):
     spent = [
         sum(step.action == base.REGENERATE for step in s.steps)
-        for s in solutions if s.request.policy == BUDGET
+        for s in of(solutions, BUDGET)
     ]  # fmt: skip
     assert set(spent) == {0, 1, 2}
 
 
 def test_another_seed_and_another_name_write_other_texts(solutions):
     asked = requests(PROBLEMS, [NEVER])
-    want = of(solutions, NEVER)
+    want = by_problem(solutions, NEVER)
     again, renamed = (
         list(shared_engine().run(dataclasses.replace(r, **change(r)) for r in asked))
         for change in (lambda r: {"seed": 1}, lambda r: {"problem_id": r.problem_id + "x"})

@@ -9,7 +9,7 @@ import pytest
 
 from trim_jax.errors import ResultError
 from trim_jax.eval import traces
-from trim_jax.eval.traces import dump_trace, load_result, tables, trace_from_json
+from trim_jax.eval.traces import dump_traces, load_result, tables, traces_from_json
 
 
 @pytest.fixture(scope="module")
@@ -22,22 +22,34 @@ def row():
     """A trace with an accepted and a regenerated step, as JSON."""
     for trace in fake_traces.simulate(range(20), [0]):
         if {s.action for s in trace.steps} == {"accept", "regenerate"} and trace.policy == "thr":
-            return json.loads(dump_trace(trace))
+            return json.loads(dump_traces([trace]))
     raise AssertionError("the simulation has no such trace")
 
 
 def test_round_trip(row):
-    trace = trace_from_json(row)
-    assert json.loads(dump_trace(trace)) == row
-    assert trace_from_json(json.loads(dump_trace(trace))) == trace
-    assert set(row) == {"problem_id", "seed", "policy", "settings", "finish", "answer", "correct",
+    traces = traces_from_json(row)
+    assert json.loads(dump_traces(traces)) == row
+    assert traces_from_json(json.loads(dump_traces(traces))) == traces
+    assert set(row) == {"problem_id", "seed", "cells", "finish", "answer", "correct",
                         "strong_tokens", "steps", "ledger"}
+
+
+def test_policies_with_the_same_history_share_a_line(row):
+    shared = row | {"cells": [["thr", 0, 2], ["q", 1, 2], ["q", 4, 5]]}
+    found = traces_from_json(shared)
+    assert [(t.policy, t.settings) for t in found] == [("thr", (0, 2)), ("q", (1, 2)), ("q", (4, 5))]
+    other = traces_from_json(row | {"seed": 7, "cells": [["thr", 0, 1]]})
+    text = dump_traces([found[0], *other, *found[1:]])
+    assert [json.loads(line) for line in text.splitlines()] == [
+        shared, row | {"seed": 7, "cells": [["thr", 0, 1]]}]
 
 
 def test_folder_round_trip(folder):
     result = load_result(folder)
     assert result.name == "run" and result.seeds == (0, 1) and len(result.problems) == 6
-    assert result.traces == tuple(fake_traces.simulate(range(6), (0, 1)))
+    want = fake_traces.simulate(range(6), (0, 1))
+    assert len(result.traces) == len(want) and set(result.traces) == set(want)
+    assert len((folder / "traces.jsonl").read_text().splitlines()) < len(want), "nothing is shared"
     assert result.policies == fake_traces.POLICIES
     assert result.executed["decode_small"]["used"] == 850 and result.validation is None
 
@@ -58,8 +70,9 @@ def _edit(row, path, value):
     (("seed",), KeyError, "trace lacks seed"),
     (("sed",), 0, "trace has unknown sed"),
     (("seed",), True, "seed must be a whole number"),
-    (("settings",), [3, 3], "half-open range"),
-    (("settings",), [-1, 2], "half-open range"),
+    (("cells",), [], "list of"),
+    (("cells", 0, 1), 50, "half-open range"),
+    (("cells", 0, 1), -1, "half-open range"),
     (("finish",), "stopped", "finish must be one of boxed, eos, steps, context"),
     (("answer",), 12, "answer must be a string or null"),
     (("correct",), 1, "correct must be true or false"),
@@ -74,22 +87,22 @@ def _edit(row, path, value):
 ])
 def test_invalid_trace_names_the_field(row, path, value, message):
     with pytest.raises(ResultError, match=message):
-        trace_from_json(_edit(row, path, value))
+        traces_from_json(_edit(row, path, value))
 
 
 def test_draft_belongs_to_a_regenerated_step(row):
     accepted = next(i for i, s in enumerate(row["steps"]) if s["action"] == "accept")
     rewritten = next(i for i, s in enumerate(row["steps"]) if s["action"] == "regenerate")
     with pytest.raises(ResultError, match="must be null when the action is 'accept'"):
-        trace_from_json(_edit(row, ("steps", accepted, "draft"), "x"))
+        traces_from_json(_edit(row, ("steps", accepted, "draft"), "x"))
     with pytest.raises(ResultError, match="draft must be a string"):
-        trace_from_json(_edit(row, ("steps", rewritten, "draft"), None))
+        traces_from_json(_edit(row, ("steps", rewritten, "draft"), None))
     with pytest.raises(ResultError, match="action 'accept' means writer 'small'"):
-        trace_from_json(_edit(row, ("steps", accepted, "writer"), "large"))
+        traces_from_json(_edit(row, ("steps", accepted, "writer"), "large"))
 
 
 @pytest.mark.parametrize("name, change, message", [
-    ("policies.json", lambda t: t.replace('"schema_version": 1', '"schema_version": 9'),
+    ("policies.json", lambda t: t.replace('"schema_version": 2', '"schema_version": 9'),
      "schema version 9"),
     ("policies.json", lambda t: t.replace('"seeds"', '"sedes"'), "policies.json: needs seeds"),
     ("problems.json", lambda t: t.replace('"answer"', '"anwser"', 1), "problem 1 lacks 'answer'"),
@@ -156,15 +169,14 @@ def _rewrite(folder, edit):
 
 
 @pytest.mark.parametrize("edit, message", [
-    (lambda rows: [r for r in rows if not (r["policy"] == "thr" and r["seed"] == 1
-                                           and r["problem_id"].endswith("1")
-                                           and r["settings"][0] == 0)],
+    (lambda rows: [r | {"cells": [c for c in r["cells"] if c[:2] != ["thr", 0] or r["seed"] == 0
+                                  or not r["problem_id"].endswith("1")]} for r in rows],
      r"no trace for policy thr k=0, problem arith-test-00001, seed 1"),
     (lambda rows: rows + rows[:1], "a second trace of never for problem arith-test-00000, seed 0"),
-    (lambda rows: [{**rows[0], "policy": "agg"}] + rows[1:], "policy 'agg' is not in"),
+    (lambda rows: [{**rows[0], "cells": [["agg", 0, 1]]}] + rows[1:], "policy 'agg' is not in"),
     (lambda rows: [{**rows[0], "problem_id": "x"}] + rows[1:], "problem 'x' is not in"),
     (lambda rows: [{**rows[0], "seed": 7}] + rows[1:], "seed 7 is not in"),
-    (lambda rows: [{**rows[0], "settings": [0, 2]}] + rows[1:], "never has only 1 settings"),
+    (lambda rows: [{**rows[0], "cells": [["never", 0, 2]]}] + rows[1:], "never has only 1 settings"),
 ])
 def test_missing_double_and_unknown_cells_are_errors(tmp_path, edit, message):
     folder = fake_traces.write_result(tmp_path / "r", range(2), (0, 1))

@@ -7,6 +7,7 @@ import pytest
 from test_policies import actions, observe, plans
 from tiny import requests, tiny_engine, tiny_trio
 
+from trim_jax.engine.engine import Cells
 from trim_jax.engine.reference import full_pass
 from trim_jax.engine import rows as R
 from trim_jax.errors import ConfigError
@@ -76,8 +77,8 @@ def solutions():
     """One problem under the two policies with signals of their own, at one dial each."""
     engine = tiny_engine(policies=(Never(), Glimp((2.2,)), LogLik((-3.75,))))
     asked = requests([1], [0])
-    found = engine.run(dataclasses.replace(asked[0], policy=i, reference=()) for i in range(3))
-    return {s.request.policy: s for s in found}
+    found = engine.run(dataclasses.replace(asked[0], cells=(Cells(i),), reference=()) for i in range(3))
+    return {s.cells[0].policy: s for s in found}
 
 
 def test_the_signals_are_what_a_full_pass_gives(solutions):

@@ -14,7 +14,7 @@ from tiny import (
     tiny_trio,
 )  # fmt: skip
 
-from trim_jax.engine.engine import EngineConfig
+from trim_jax.engine.engine import Cells, EngineConfig
 from trim_jax.engine.reference import Reference
 from trim_jax.errors import ConfigError
 from trim_jax.policies import base
@@ -125,9 +125,8 @@ def test_the_routed_loop_takes_them_and_other_weights():
     worths = (12.0, 60.0)
     p = realistic(steps=STEPS, bins=5)
     policies = Pomdp.of(p, worths), FilteredPomdp.of(p, worths)
-    asked = [dataclasses.replace(request, policy=i, lo=0, hi=len(worths))
-             for request in requests(range(6), [NEVER])
-             for i in range(len(policies))]
+    cells = tuple(Cells(i, 0, len(worths)) for i in range(len(policies)))
+    asked = [dataclasses.replace(request, cells=cells) for request in requests(range(6), [NEVER])]
     engine = tiny_engine(policies=policies)
     limits = EngineConfig(max_context=CONTEXT, max_steps=STEPS, max_step_tokens=STEP_TOKENS)
     trio = tiny_trio()

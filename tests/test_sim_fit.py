@@ -101,7 +101,7 @@ def test_runs_without_labels_or_scores_are_refused(result, tmp_path):
         (tmp_path / name).write_text(text)
     for name in ("config.json", "provenance.json"):
         (tmp_path / name).write_text("{}")
-    (tmp_path / "traces.jsonl").write_text(T.dump_trace(result.traces[0]))  # k = 0: no scores
+    (tmp_path / "traces.jsonl").write_text(T.dump_traces(result.traces[:1]))  # k = 0: no scores
     with pytest.raises(ResultError, match="scored drafts and steps of the large model"):
         fit.fit_traces(tmp_path)
 

@@ -16,7 +16,7 @@ import numpy as np
 from tiny_models import lively
 
 from trim_jax.engine import rows as R
-from trim_jax.engine.engine import Engine, EngineConfig, Request, Solution, Step
+from trim_jax.engine.engine import Cells, Engine, EngineConfig, Request, Solution, Step
 from trim_jax.engine.reference import Reference, full_pass
 from trim_jax.engine.sampling import fold, row_key, uniform
 from trim_jax.engine.tokens import TokenTables, token_tables
@@ -237,33 +237,42 @@ def _problem(problem: int) -> dict[str, Any]:
     fields = dict(problem_id=f"p{problem}", prompt=prompts[0], prm_prompt=prompts[1])
     writer = (ALWAYS, NEVER, MIXED)[problem % 3]
     return fields | dict(
-        reference=prompts[0] + tuple(text_of(expected(Request(seed=0, policy=writer, **fields))))
+        reference=prompts[0] + tuple(text_of(expected(Request(seed=0, cells=(Cells(writer),), **fields))))
     )
 
 
 def requests(
     problems: Iterable[int], which: Sequence[int] = range(len(POLICIES)), seed: int = 0,
-    fork: bool = True,
+    share: str = "all",
 ) -> list[Request]:
-    """Requests of problems for policies; settings that can share a row do so if `fork`."""
-    found = []
-    for problem in problems:
-        for i in which:
-            n = len(POLICIES[i].settings)
-            ranges = [(0, n)] if fork else [(s, s + 1) for s in range(n)]
-            for lo, hi in ranges:
-                found.append(Request(seed=seed, policy=i, lo=lo, hi=hi, **_problem(problem)))
-    return found
+    """Requests of problems for policies.
+
+    What may share a row: "all" policies and settings, the "settings" of each policy, or "nothing".
+    """
+    whole = [Cells(i, 0, len(POLICIES[i].settings)) for i in which]
+    groups = {
+        "all": [tuple(whole)],
+        "settings": [(cells,) for cells in whole],
+        "nothing": [(Cells(i, k, k + 1),) for i, _, n in whole for k in range(n)],
+    }[share]
+    return [Request(seed=seed, cells=g, **_problem(p)) for p in problems for g in groups]
+
+
+def of(solutions: Iterable[Solution], policy: int) -> list[Solution]:
+    """Those of a policy, for its cells only."""
+    mine = ((s, tuple(c for c in s.cells if c.policy == policy)) for s in solutions)
+    return [dataclasses.replace(s, cells=cells) for s, cells in mine if cells]
 
 
 def by_setting(solutions: Iterable[Solution]) -> dict[Request, Solution]:
     """Each solution under the requests for its single settings; none may come twice."""
     found = {}
     for solution in solutions:
-        for setting in range(solution.lo, solution.hi):
-            request = dataclasses.replace(solution.request, lo=setting, hi=setting + 1)
-            assert request not in found, f"two solutions for {request}"
-            found[request] = solution
+        for policy, lo, hi in solution.cells:
+            for k in range(lo, hi):
+                request = dataclasses.replace(solution.request, cells=(Cells(policy, k, k + 1),))
+                assert request not in found, f"two solutions for {request}"
+                found[request] = solution
     return found
 
 
@@ -300,7 +309,8 @@ def _same(got: Solution, want: Solution, request: Request) -> bool:
                 return False
         signals = [x for x in (b.draft_score, b.first_entropy, b.draft_loglik) if x is not None]
         if a.action != b.action and signals:
-            dial = POLICIES[request.policy].settings[request.lo]
+            ((policy, setting, _),) = request.cells
+            dial = POLICIES[policy].settings[setting]
             assert min(abs(x - dial) for x in signals) < SCORE_TOLERANCE, place
             return False
         for field in dataclasses.fields(Step):

@@ -16,7 +16,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from trim_jax.engine.engine import Engine, EngineConfig, Request, Solution
+from trim_jax.engine.engine import Cells, Engine, EngineConfig, Request, Solution
 from trim_jax.engine.rows import LEDGER, MODELS
 from trim_jax.engine.sampling import Sampling
 from trim_jax.engine.tokens import TokenTables, token_tables
@@ -108,9 +108,18 @@ def requests(
     seeds: Sequence[int],
     instruction: str = "",
     prm_system: str = "",
+    chosen: Sequence[int] | None = None,
 ) -> Iterator[Request]:
-    """Requests by problem, seed and policy, in that order: one for all settings where they can share."""
-    wanted = any(policy.needs_reference for policy in policies)
+    """Requests by problem and seed: one for all settings of all policies that can share steps.
+
+    `chosen` are the indices of the policies that are asked; None for all of them.
+    """
+    chosen = range(len(policies)) if chosen is None else chosen
+    wanted = any(policies[i].needs_reference for i in chosen)
+    every = [(i, len(policies[i].settings), policies[i].state_knows_dial) for i in chosen]
+    together = tuple(Cells(i, 0, n) for i, n, alone in every if not alone)
+    apart = [(Cells(i, k, k + 1),) for i, n, alone in every if alone for k in range(n)]
+    groups = [together, *apart] if together else apart
     for problem in problems:
         prompt = prompts.lm_prompt_ids(trio.tokenizer, problem.problem, instruction, problem.id)
         prm_prompt = prompts.prm_prompt_ids(
@@ -122,10 +131,8 @@ def requests(
                 raise DataError(f"problem {problem.id!r} has no solution, which the oracle needs")
             reference = prompts.lm_example_ids(trio.tokenizer, problem, instruction)[0][:-1]
         for seed in seeds:
-            for i, policy in enumerate(policies):
-                n = len(policy.settings)
-                for lo, hi in [(k, k + 1) for k in range(n)] if policy.state_knows_dial else [(0, n)]:
-                    yield Request(problem.id, seed, prompt, prm_prompt, i, lo, hi, reference)
+            for cells in groups:
+                yield Request(problem.id, seed, prompt, prm_prompt, cells, reference)
 
 
 def traces(
@@ -136,11 +143,7 @@ def traces(
 ) -> list[Trace]:
     """Decode and grade solutions; sorted by problem, seed, policy and setting."""
     order = {problem.id: i for i, problem in enumerate(problems)}
-    solutions = sorted(
-        solutions,
-        key=lambda s: (order[s.request.problem_id], s.request.seed, s.request.policy, s.lo),
-    )
-    # Forked settings share most of their steps: decode each distinct one once.
+    # Forked rows share most of their steps: decode each distinct one once.
     texts: dict[tuple[int, ...], str] = {}
 
     def text(tokens: tuple[int, ...]) -> str:
@@ -151,13 +154,18 @@ def traces(
     answers = [extract_boxed("\n\n".join(text(step.tokens) for step in s.steps)) for s in solutions]
     golds = [problems[order[s.request.problem_id]].answer for s in solutions]
     correct = grade_many(list(zip(answers, golds)))
-    return [
-        _trace(s, problems[order[s.request.problem_id]], text, policies, answer, right)
-        for s, answer, right in zip(solutions, answers, correct)
-    ]
+    found = []
+    for solution, answer, right in zip(solutions, answers, correct):
+        trace = _trace(solution, problems[order[solution.request.problem_id]], text, answer, right)
+        place = order[trace.problem_id], trace.seed
+        for policy, lo, hi in solution.cells:
+            name = policies[policy].full_name
+            own = dataclasses.replace(trace, policy=name, settings=(lo, hi))
+            found.append(((*place, policy, lo), own))
+    return [trace for _, trace in sorted(found, key=lambda entry: entry[0])]
 
 
-def _trace(solution, problem, text, policies, answer, correct) -> Trace:
+def _trace(solution, problem, text, answer, correct) -> Trace:
     written = [text(step.tokens) for step in solution.steps]
     labels: list[bool | None] = [None] * len(written)
     draft_labels, kinds = list(labels), list(labels)
@@ -189,8 +197,8 @@ def _trace(solution, problem, text, policies, answer, correct) -> Trace:
     return Trace(
         problem_id=problem.id,
         seed=solution.request.seed,
-        policy=policies[solution.request.policy].full_name,
-        settings=(solution.lo, solution.hi),
+        policy="",  # the caller's: several may share this history
+        settings=(0, 0),
         finish=solution.finish,
         answer=answer,
         correct=bool(correct),

@@ -127,7 +127,7 @@ def _rows_at(
     rows: int, past: int, unread: int, context: int, config: ConfigDict, trio: Trio
 ) -> Rows:
     """Rows whose models have read `past` tokens, and have `unread` more to read."""
-    blank = empty_rows(rows, context, context, config.engine.max_steps, False, ())
+    blank = empty_rows(rows, 1, context, context, config.engine.max_steps, False, ())
     text = np.full([rows, context], trio.tables.delimiter, np.int32)
     many = lambda n, *shape: np.full([rows, *shape], n, np.int32)  # noqa: E731
     row = blank.replace(

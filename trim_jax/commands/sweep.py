@@ -24,7 +24,7 @@ from trim_jax.engine.engine import Engine, Request, Solution
 from trim_jax.engine.loop import initial_carry
 from trim_jax.engine.rows import CALLS
 from trim_jax.eval.report import write_report
-from trim_jax.eval.traces import PolicySpec, index_files, trace_to_json
+from trim_jax.eval.traces import PolicySpec, histories, index_files
 from trim_jax.policies.base import Policy
 from trim_jax.policies.simple import Always, Never, Oracle, Random, Threshold
 from trim_jax.results import ResultFolder
@@ -116,7 +116,7 @@ class Runs:
                 seconds = time.perf_counter() - begun
                 folder.update_timings({"seconds_by_chunk": {f"{index:05d}": round(seconds, 3)}})
                 executed = (self.engine.executed - before).tolist()
-                folder.write_chunk(index, map(trace_to_json, traces), {"executed": executed})
+                folder.write_chunk(index, histories(traces), {"executed": executed})
         folder.finish(len(chunks))
         total = np.sum([folder.chunk_extra(i)["executed"] for i in range(len(chunks))], axis=0)
         names = ("slots", "used", "calls")
@@ -132,10 +132,9 @@ class Runs:
 
     def _requests(self, problems, seeds, chosen: Sequence[int]) -> Iterator[Request]:
         data = self.config.data
-        asked = api.requests(
-            self.trio, self.policies, problems, seeds, data.instruction, data.prm_system
+        return api.requests(
+            self.trio, self.policies, problems, seeds, data.instruction, data.prm_system, chosen
         )
-        return (request for request in asked if request.policy in chosen)
 
     @contextlib.contextmanager
     def _progress(self, problems, seeds, chosen, title: str) -> Iterator[_Progress]:
@@ -146,7 +145,6 @@ class Runs:
 
     def predict(self, problems: Sequence[Problem], held_out: Sequence[Problem]) -> None:
         """Print rows, memory and time of the run; the time from solving a few of its problems."""
-        shared = len(self.policies)
         settings = sum(len(policy.settings) for policy in self.policies)
         tasks = len(problems) * len(self.config.seeds) + len(held_out) * len(VALIDATION_SEEDS)
         carry = jax.eval_shape(lambda: initial_carry(self.engine.loop))
@@ -157,7 +155,7 @@ class Runs:
         begun = time.perf_counter()
         solved = list(self.engine.run(self._requests(sample, self.config.seeds[:1], chosen)))
         seconds = (time.perf_counter() - begun) / len(sample) * tasks
-        print(f"rows      {tasks * shared} to start with, forking to about "
+        print(f"rows      {tasks} to start with, forking to about "
               f"{round(len(solved) / len(sample) * tasks)}; they stand for {tasks * settings} runs")
         print(f"memory    {size(self.trio.params) / 1e6:.0f} MB of weights, "
               f"{size(carry) * self.engine.shards / 1e6:.0f} MB of caches and rows")
@@ -185,5 +183,5 @@ class _Progress:
             self.tokens += int(solution.ledger[:, :CALLS].sum())
             rate = self.tokens / (time.perf_counter() - self.begun)
             self.bar.set_postfix_str(f"{self.rows} rows, {rate / 1e3:.1f}k tok/s", refresh=False)
-            self.bar.update(solution.hi - solution.lo)
+            self.bar.update(sum(hi - lo for _, lo, hi in solution.cells))
             yield solution

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -54,14 +55,23 @@ class EngineConfig:
             )
 
 
+class Cells(NamedTuple):
+    """The settings [lo, hi) of the policy of this index."""
+
+    policy: int = 0
+    lo: int = 0
+    hi: int = 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One solution to write (several, where settings in [lo, hi) part ways).
+    """One solution to write, or several, where the policies and settings in `cells` part ways.
 
     Attributes:
       problem_id, seed: what the random numbers depend on.
       prompt: token ids the language models start from. prm_prompt: those of the PRM.
-      policy: index into the engine's policies. lo, hi: range of its settings.
+      cells: what is to be known: settings of one policy or of many. They share every step until
+        they plan or decide differently, and each is charged as if alone.
       reference: token ids of prompt and reference solution, without end-of-sequence, where a
         policy needs it.
     """
@@ -70,9 +80,7 @@ class Request:
     seed: int
     prompt: Sequence[int]
     prm_prompt: Sequence[int]
-    policy: int = 0
-    lo: int = 0
-    hi: int = 1
+    cells: tuple[Cells, ...] = (Cells(),)
     reference: Sequence[int] = ()
 
 
@@ -99,15 +107,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """A finished solution of `request` for the settings [lo, hi) of its policy.
+    """A finished solution of `request`, and the `cells` that wrote exactly this.
 
     `ledger` is int [3, 5]: useful tokens by model (small, large, PRM) and kind (kept, discarded,
     prefilled, scored, calls), charged as if this history had run alone.
     """
 
     request: Request
-    lo: int
-    hi: int
+    cells: tuple[Cells, ...]
     steps: tuple[Step, ...]
     finish: str
     ledger: np.ndarray
@@ -150,7 +157,7 @@ class Engine:
         # Halves of the context: a call reads less than twice the slots that its longest row fills.
         halvings = range(max(1, int(math.log2(c.max_context / 192))), 0, -1)
         sizes = tuple(math.ceil(c.max_context / 2**k / 32) * 32 for k in halvings)
-        forks = any(len(policy.settings) > 1 for policy in policies)
+        forks = sum(len(policy.settings) for policy in policies) > 1
         self.loop = LoopConfig(
             models=models,
             policies=tuple(policies),
@@ -173,6 +180,7 @@ class Engine:
         self.executed = np.zeros([len(self.loop.kinds), 3], np.int64)
         self.ticks = 0
         self._weights = tuple(policy.weights for policy in policies)
+        self._first_cell = np.cumsum([0] + [len(policy.settings) for policy in policies])
         self._carry: Carry | None = None
         self._init, self._run = self._compile()
 
@@ -199,8 +207,16 @@ class Engine:
         self._weights = (*self._weights[:policy], weights, *self._weights[policy + 1 :])
 
     def check(self, request: Request) -> None:
-        """Raise DataError where the prompt leaves no room for a solution."""
+        """Refuse a request before it runs.
+
+        Raises:
+          DataError: its prompt leaves no room for a solution.
+          ValueError: it is for no cell, or has two settings of a policy with `state_knows_dial`.
+        """
         c = self.loop
+        stateful = [i for i, policy in enumerate(c.policies) if policy.state_knows_dial]
+        if not request.cells or any(p in stateful and hi - lo > 1 for p, lo, hi in request.cells):
+            raise ValueError(f"cells {request.cells}: none, or some that cannot share a row")
         limit = min(c.context - 2, c.prm_context - c.max_steps - 2)
         longest = max(len(request.prompt), len(request.prm_prompt))
         if longest > limit:
@@ -277,6 +293,8 @@ class Engine:
 
     def _item(self, request: Request, number: int) -> Rows:
         row = jax.tree.map(lambda x: np.array(x[0]), self.loop.blank(1))
+        for policy, lo, hi in request.cells:
+            row.cells[self._first_cell[policy] + np.arange(lo, hi)] = True
         n, n_prm = len(request.prompt), len(request.prm_prompt)
         row.tokens[:n] = request.prompt
         row.prm_tokens[:n_prm] = request.prm_prompt
@@ -286,9 +304,7 @@ class Engine:
             row.reference[: len(known)] = known
         number_of = lambda x: np.asarray(x, np.int32)  # noqa: E731
         return row.replace(
-            phase=number_of(R.PLANNING), item=number_of(number), policy=number_of(request.policy),
-            lo=number_of(request.lo), hi=number_of(request.hi), n_tokens=number_of(n),
-            n_prm=number_of(n_prm), prm_prompt=number_of(n_prm),
+            phase=number_of(R.PLANNING), item=number_of(number), n_tokens=number_of(n), n_prm=number_of(n_prm), prm_prompt=number_of(n_prm),
             key=np.asarray(row_key(request.seed, request.problem_id)),
         )  # fmt: skip
 
@@ -308,6 +324,15 @@ class Engine:
             begin = shard * self.loop.out
             for i in range(begin, begin + int(count)):
                 yield jax.tree.map(lambda x, i=i: np.array(x[i]), out)
+
+    def _ranges(self, cells: np.ndarray) -> tuple[Cells, ...]:
+        """The cells of a bool [C] as ranges of neighbouring settings."""
+        found = []
+        for policy, (begin, end) in enumerate(itertools.pairwise(self._first_cell)):
+            padded = np.concatenate([[False], cells[begin:end], [False]])
+            edges = np.flatnonzero(np.diff(padded.astype(np.int8)))
+            found += [Cells(policy, int(lo), int(hi)) for lo, hi in edges.reshape(-1, 2)]
+        return tuple(found)
 
     def _solution(self, record: Rows, request: Request) -> Solution:
         number = lambda x: None if np.isnan(x) else float(x)  # noqa: E731
@@ -335,6 +360,5 @@ class Engine:
             )
             start = end
         return Solution(
-            request, int(record.lo), int(record.hi), tuple(steps),
-            R.FINISHES[int(record.finish)], np.array(record.ledger),
+            request, self._ranges(record.cells), tuple(steps), R.FINISHES[int(record.finish)], np.array(record.ledger),
         )  # fmt: skip

@@ -40,7 +40,7 @@ class LoopConfig:
 
     Attributes:
       models: configurations of small, large and PRM.
-      policies: the policies of the run; a row names one by index.
+      policies: the policies of the run, whose settings, end to end, are the cells of a row.
       tables: token tables of the shared vocabulary.
       sampling: how tokens are drawn.
       slots: rows in flight. rows: rows a model call works on (at most `slots`; equal: masking, no
@@ -89,8 +89,8 @@ class LoopConfig:
         """`rows` free rows with the shapes of this run."""
         states = steps.initial_states(self.policies, rows)
         return R.empty_rows(
-            rows, self.context, self.prm_context, self.max_steps, self.references, states,
-            peeks=PEEK in self.kinds, judges=JUDGE in self.kinds,
+            rows, sum(len(policy.settings) for policy in self.policies), self.context,
+            self.prm_context, self.max_steps, self.references, states, peeks=PEEK in self.kinds, judges=JUDGE in self.kinds,
         )  # fmt: skip
 
 
@@ -168,11 +168,15 @@ def run(
         queued = c.tail[0] > c.head[0]
         # Refill early only if slots would stand idle for want of items.
         starved = c.more[0] & ~queued & (free > config.fork_reserve + config.rows // 2)
-        room = config.out - c.n_out[0] >= 2 * config.slots
         alive = (free < config.slots) | queued
-        return alive & room & ~starved & (c.ticks[0] < max_ticks)
+        return alive & _has_room(config, c.n_out) & ~starved & (c.ticks[0] < max_ticks)
 
     return jax.lax.while_loop(go_on, lambda c: _tick(config, params, c), carry)
+
+
+def _has_room(config: LoopConfig, n_out: jax.Array) -> jax.Array:
+    """Whether `out` could take every slot as a finished solution and once more as a spilled fork."""
+    return config.out - n_out[0] >= 2 * config.slots
 
 
 def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
@@ -265,41 +269,58 @@ def _work(
 
 
 def _settle(config: LoopConfig, carry: Carry) -> Carry:
-    """Take every row as far as it goes without a model."""
-    rows = steps.finish_drafts(carry.rows, config.tables)
-    rows = steps.decide(rows, config.policies, config.rows)
-    forking = lambda s: (s[0].phase == R.PARTING) | (s[0].phase == R.PARTING_PLANS)  # noqa: E731
-    rows, kv, out, n_out = jax.lax.while_loop(
-        lambda s: forking(s).any(),
-        lambda s: _fork(*s, forking(s)),
-        (rows, carry.kv, carry.out, carry.n_out),
+    """Take every row as far as it goes without a model; DONE rows leave, new ones enter."""
+    queue, tail, reserve = carry.queue, carry.tail, config.fork_reserve
+    forking = lambda rows: (rows.phase == R.PARTING) | (rows.phase == R.PARTING_PLANS)  # noqa: E731
+    done = lambda rows: (rows.phase == R.DONE).any()  # noqa: E731
+
+    def admits(rows, head):
+        return (tail[0] > head[0]) & ((rows.phase == R.FREE).sum() > reserve)
+
+    def unsettled(state):
+        rows, _, _, n_out, head = state
+        waits = steps.goes_on(rows) | (rows.phase == R.DECIDING) | forking(rows)
+        return (waits.any() | done(rows) | admits(rows, head)) & _has_room(config, n_out)
+
+    def settle(state):
+        rows, kv, out, n_out, head = state
+        # A few rows at a time: most of them are with a model, and passes over all are not free.
+        move = lambda rows: steps.move_on(  # noqa: E731
+            rows, config.policies, config.tables, config.max_step_tokens, config.rows
+        )
+        rows = when(steps.goes_on(rows).any(), move, rows)
+        rows = steps.decide(rows, config.policies, config.rows)
+        rows, kv, out, n_out = jax.lax.while_loop(
+            lambda s: forking(s[0]).any(),
+            lambda s: _fork(*s, forking(s[0])),
+            (rows, kv, out, n_out),
+        )
+        rows, out, n_out = when(done(rows), _emit, (rows, out, n_out))
+        admit = lambda s: _admit(*s, queue, tail, reserve)  # noqa: E731
+        rows, head = when(admits(rows, head), admit, (rows, head))
+        return rows, kv, out, n_out, head
+
+    rows, kv, out, n_out, head = jax.lax.while_loop(
+        unsettled, settle, (carry.rows, carry.kv, carry.out, carry.n_out, carry.head)
     )
-    rows = steps.commit(steps.reject(rows), config.tables)
-    rows, out, n_out = when(
-        (rows.phase == R.DONE).any(), _emit, (rows, out, n_out)
-    )
-    free = (rows.phase == R.FREE).sum()
-    fits = (carry.tail[0] > carry.head[0]) & (free > config.fork_reserve)
-    admit = lambda state: _admit(*state, carry.queue, carry.tail, config.fork_reserve)  # noqa: E731
-    rows, head = when(fits, admit, (rows, carry.head))
-    rows = steps.plan(rows, config.policies, config.max_step_tokens)
     return carry.replace(rows=rows, kv=kv, out=out, n_out=n_out, head=head)
 
 
 def _fork(rows: Rows, kv, out: Rows, n_out: jax.Array, forking: jax.Array):
-    """Part one row: settings below `cut` stay, the others move to a free slot or out to the queue.
+    """Part one row: the cells of `leaving` move to a free slot, or out to the queue.
 
-    Both then plan or decide again, each for the settings that it has left.
+    Both halves then plan or decide again, each for the cells that it has left.
     """
     parent = jnp.argmax(forking)
     free = rows.phase == R.FREE
     child = jnp.where(free.any(), jnp.argmax(free), rows.phase.shape[0])
     one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, parent, keepdims=False), rows)
     again = jnp.where(one.phase == R.PARTING_PLANS, R.PLANNING, R.DECIDING)
-    moved = one.replace(lo=one.cut, phase=again, spilled=~free.any())
+    moved = one.replace(cells=one.leaving, phase=again, spilled=~free.any())
     put = lambda full, value, at: full.at[at].set(value, mode="drop")  # noqa: E731
     rows = rows.replace(
-        hi=rows.hi.at[parent].set(one.cut), phase=rows.phase.at[parent].set(again)
+        cells=rows.cells.at[parent].set(one.cells & ~one.leaving),
+        phase=rows.phase.at[parent].set(again),
     )
     rows = jax.tree.map(lambda full, value: put(full, value, child), rows, moved)
     out_at = jnp.where(free.any(), out.phase.shape[0], n_out[0])

@@ -98,12 +98,13 @@ class Reference:
         """The solution of a request for one setting.
 
         Raises:
-          ValueError: the request is for a range of settings.
+          ValueError: the request is for several settings.
         """
-        if request.hi != request.lo + 1:
+        ((index, lo, hi),) = request.cells
+        if hi != lo + 1:
             raise ValueError("the reference takes one setting at a time")
-        policy = self.policies[request.policy]
-        dial = jnp.asarray(policy.settings[request.lo : request.hi], jnp.float32)  # [1]
+        policy = self.policies[index]
+        dial = jnp.asarray(policy.settings[lo:hi], jnp.float32)  # [1]
         work = _Progress(
             row_key(request.seed, request.problem_id),
             list(request.prompt), list(request.prm_prompt), policy.init(1),
@@ -137,9 +138,7 @@ class Reference:
                 work.read[R.PRM] = min(work.read[R.PRM], len(work.prm_text))
             kept = draft if writer == R.SMALL else self._write(work, R.LARGE)
             finish = self._commit(work, kept, writer, action, draft, signals)
-        return Solution(
-            request, request.lo, request.hi, tuple(work.steps), finish, work.ledger
-        )
+        return Solution(request, request.cells, tuple(work.steps), finish, work.ledger)
 
     def logits(self, text: Sequence[int], writer: int) -> jax.Array:
         """float32 [1, V], what a language model gives for the token behind `text`."""

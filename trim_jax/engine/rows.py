@@ -38,8 +38,8 @@ LEDGER = ("kept", "discarded", "prefilled", "scored", "calls")
     SCORING,  # the PRM reads
     JUDGING,  # the large model reads the draft
     DECIDING,  # the policy is to decide on the draft
-    PARTING_PLANS,  # settings lo and cut plan differently: two rows will plan again
-    PARTING,  # settings lo and cut decide differently: two rows will decide again
+    PARTING_PLANS,  # some of its cells plan otherwise: two rows will plan again
+    PARTING,  # some of its cells decide otherwise: two rows will decide again
     ACCEPTED,
     REJECTED,
     WRITING,  # the large model writes
@@ -59,8 +59,8 @@ class Rows:
     Attributes:
       phase: int32 [B].
       item: int32 [B], the host's number of this (problem, seed, policy).
-      policy: int32 [B], index into the policies of the run.
-      lo, hi, cut: int32 [B], settings [lo, hi) that this row stands for; `cut` parts them at a fork.
+      cells: bool [B, C], the cells (a policy of the run and one of its settings) that this row
+        stands for. leaving: bool [B, C], those of them that leave it at a fork.
       spilled: bool [B], a fork that found no free slot and goes back to the queue.
       key: uint32 [B, 2], random key data of (seed, problem).
       tokens: int32 [B, S]. n_tokens: int32 [B]. draft_n: int32 [B], tokens of the step in progress.
@@ -91,10 +91,8 @@ class Rows:
 
     phase: jax.Array
     item: jax.Array
-    policy: jax.Array
-    lo: jax.Array
-    hi: jax.Array
-    cut: jax.Array
+    cells: jax.Array
+    leaving: jax.Array
     spilled: jax.Array
     key: jax.Array
     tokens: jax.Array
@@ -137,16 +135,16 @@ class Rows:
 
 
 def empty_rows(
-    rows: int, context: int, prm_context: int, steps: int, references: bool, states: Any,
-    peeks: bool = False, judges: bool = False,
+    rows: int, cells: int, context: int, prm_context: int, steps: int, references: bool,
+    states: Any, peeks: bool = False, judges: bool = False,
 ) -> Rows:  # fmt: skip
     """`rows` free rows, as NumPy arrays; `states` is the policies' state for that many rows."""
     ints = lambda *shape: np.zeros([rows, *shape], np.int32)  # noqa: E731
     flags = lambda: np.zeros([rows], bool)  # noqa: E731
     unknown = lambda n: np.full([rows, n], np.nan, np.float32)  # noqa: E731
     return Rows(
-        phase=ints(), item=ints(), policy=ints(), lo=ints(), hi=ints(), cut=ints(),
-        spilled=flags(), key=np.zeros([rows, 2], np.uint32), tokens=ints(context),
+        phase=ints(), item=ints(), cells=np.zeros([rows, cells], bool),
+        leaving=np.zeros([rows, cells], bool), spilled=flags(), key=np.zeros([rows, 2], np.uint32), tokens=ints(context),
         n_tokens=ints(), draft_n=ints(), step_state=ints(), boxed_state=ints(), newlines=ints(),
         ended=flags(), decoded=ints(), plan=ints(), prm_tokens=ints(prm_context),
         n_prm=ints(), prm_prompt=ints(), hits=ints(), length=ints(3), covered=ints(3), t=ints(),

@@ -99,6 +99,28 @@ def _append_to_prm(rows: Rows, mask: jax.Array, tables: TokenTables) -> Rows:
     )
 
 
+def goes_on(rows: Rows) -> jax.Array:
+    """bool [B], the rows that `move_on` takes further."""
+    phases = jnp.array([R.PLANNING, R.DRAFTED, R.ACCEPTED, R.REJECTED, R.WRITTEN])
+    return (rows.phase[:, None] == phases).any(axis=1)
+
+
+def move_on(
+    rows: Rows, policies: Sequence[base.Policy], tables: TokenTables, max_step_tokens: int, width: int
+) -> Rows:
+    """Up to `width` of the rows that go on do so, until a model, a decision or a fork is next."""
+    B = len(rows.phase)
+    index = jnp.nonzero(goes_on(rows), size=min(width, B), fill_value=B)[0]
+    some = jax.tree.map(lambda x: x.at[index].get(mode="clip"), rows)
+    some = finish_drafts(some, tables)
+    some = commit(reject(some), tables)
+    some = plan(some, policies, max_step_tokens)
+    put = lambda full, new: full.at[index].set(new, mode="drop")  # noqa: E731
+    # Only decisions change the policies' states, which may be large.
+    moved = jax.tree.map(put, rows.replace(states=()), some.replace(states=()))
+    return moved.replace(states=rows.states)
+
+
 def finish_drafts(rows: Rows, tables: TokenTables) -> Rows:
     """DRAFTED rows go on to the PRM, to the large model, or straight to the decision."""
     drafted = rows.phase == R.DRAFTED
@@ -110,64 +132,89 @@ def finish_drafts(rows: Rows, tables: TokenTables) -> Rows:
 
 
 def decide(rows: Rows, policies: Sequence[base.Policy], width: int) -> Rows:
-    """DECIDING rows become ACCEPTED, REJECTED, or PARTING where their settings disagree.
+    """DECIDING rows become ACCEPTED, REJECTED, or PARTING where their cells disagree.
 
-    They are taken out `width` at a time: a learned policy's network is not free, and is asked for
-    every setting of a row.
+    They are taken out `width` at a time: a learned policy's network is not free, and every policy
+    is asked for all its settings.
     """
-    for i, policy in enumerate(policies):
 
-        def waiting(rows, i=i):
-            return (rows.phase == R.DECIDING) & (rows.policy == i)
+    def some(rows):
+        B = len(rows.phase)
+        index = jnp.nonzero(rows.phase == R.DECIDING, size=min(width, B), fill_value=B)[0]
+        mine = jax.tree.map(lambda x: x.at[index].get(mode="clip"), rows)
+        obs = observe(mine)
+        ask = lambda i, policy, dial: policy.decide(dial, obs, mine.states[i])[0]  # noqa: E731
+        action, leaving = _common(mine.cells, _of_every_cell(policies, ask, len(index)))
+        agreed = ~leaving.any(axis=1)
+        phase = jnp.where(action == base.ACCEPT, R.ACCEPTED, R.REJECTED)
+        phase = jnp.where(agreed, phase, R.PARTING)
+        put = lambda full, new: full.at[index].set(new, mode="drop")  # noqa: E731
+        states = []
+        for policy, dial, state, old in zip(
+            policies, _dials(policies, mine.cells), mine.states, rows.states
+        ):
+            after = policy.decide(dial, obs, state)[1]
+            states.append(jax.tree.map(put, old, where(agreed, after, state)))
+        return rows.replace(
+            phase=put(rows.phase, phase), leaving=put(rows.leaving, leaving), states=tuple(states)
+        )
 
-        def some(rows, policy=policy, i=i, waiting=waiting):
-            B = len(rows.phase)
-            index = jnp.nonzero(waiting(rows), size=min(width, B), fill_value=B)[0]
-            mine = jax.tree.map(lambda x: x.at[index].get(mode="clip"), rows)
-            obs, state = observe(mine), mine.states[i]
-            cut = _first_difference(policy, lambda dial: policy.decide(dial, obs, state)[0], mine)
-            action, after = policy.decide(_dial(policy, mine), obs, state)
-            agreed = cut == mine.hi
-            phase = jnp.where(action == base.ACCEPT, R.ACCEPTED, R.REJECTED)
-            phase = jnp.where(agreed, phase, R.PARTING)
-            put = lambda full, new: full.at[index].set(new, mode="drop")  # noqa: E731
-            states = list(rows.states)
-            states[i] = jax.tree.map(put, rows.states[i], where(agreed, after, state))
-            return rows.replace(
-                phase=put(rows.phase, phase), cut=put(rows.cut, cut), states=tuple(states)
-            )
-
-        rows = jax.lax.while_loop(lambda rows, waiting=waiting: waiting(rows).any(), some, rows)
-    return rows
+    return jax.lax.while_loop(lambda rows: (rows.phase == R.DECIDING).any(), some, rows)
 
 
 def plan(rows: Rows, policies: Sequence[base.Policy], max_step_tokens: int) -> Rows:
-    """PLANNING rows become DRAFTING, PEEKING, WRITING, or PARTING_PLANS where settings disagree."""
+    """PLANNING rows become DRAFTING, PEEKING, WRITING, or PARTING_PLANS where cells disagree."""
     planning = rows.phase == R.PLANNING
     obs = observe(rows)
-    for i, policy in enumerate(policies):
-        mine = planning & (rows.policy == i)
 
-
-        def make(dial, policy=policy, i=i):
-            code = policy.plan(dial, obs, rows.states[i])
-            if policy.peeks:
-                again = (code == base.PEEK) & ~jnp.isnan(obs.first_entropy)
-                code = jnp.where(again, base.DRAFT, code)
-            return code
-
-        cut, code = _first_difference(policy, make, rows), make(_dial(policy, rows))
-        phase = jnp.where(code == base.LARGE, R.WRITING, R.DRAFTING)
+    def ask(i, policy, dial):
+        code = policy.plan(dial, obs, rows.states[i])
         if policy.peeks:
-            phase = jnp.where(code == base.PEEK, R.PEEKING, phase)
-        phase = jnp.where(cut == rows.hi, phase, R.PARTING_PLANS)
-        rows = rows.replace(
-            phase=jnp.where(mine, phase, rows.phase), cut=jnp.where(mine, cut, rows.cut),
-            plan=jnp.where(mine, code, rows.plan),
-        )  # fmt: skip
+            again = (code == base.PEEK) & ~jnp.isnan(obs.first_entropy)
+            code = jnp.where(again, base.DRAFT, code)
+        return code
+
+    code, leaving = _common(rows.cells, _of_every_cell(policies, ask, len(planning)))
+    phase = jnp.where(code == base.LARGE, R.WRITING, R.DRAFTING)
+    if any(policy.peeks for policy in policies):
+        phase = jnp.where(code == base.PEEK, R.PEEKING, phase)
+    phase = jnp.where(leaving.any(axis=1), R.PARTING_PLANS, phase)
+    rows = rows.replace(
+        phase=jnp.where(planning, phase, rows.phase),
+        leaving=jnp.where(planning[:, None], leaving, rows.leaving),
+        plan=jnp.where(planning, code, rows.plan),
+    )
     if any(policy.peeks for policy in policies):
         rows = _after_peek(rows, planning & (rows.decoded > 0), max_step_tokens)
     return rows
+
+
+def _of_every_cell(
+    policies: Sequence[base.Policy], ask: Callable[[int, base.Policy, jax.Array], jax.Array], rows: int
+) -> jax.Array:
+    """int32 [rows, C]: what `ask(i, policy, dial)` gives for every setting of every policy."""
+    codes = []
+    for i, policy in enumerate(policies):
+        dials = jnp.asarray(policy.settings, jnp.float32)
+        full = jnp.broadcast_to(dials[:, None], (len(dials), rows))
+        codes.append(jax.vmap(lambda dial, i=i, policy=policy: ask(i, policy, dial))(full))
+    return jnp.concatenate(codes).T.astype(jnp.int32)
+
+
+def _common(cells: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of `codes` [B, C]: that of each row's first cell [B], and the cells [B, C] with another."""
+    first = take_at(codes, jnp.argmax(cells, axis=1))
+    return first, cells & (codes != first[:, None])
+
+
+def _dials(policies: Sequence[base.Policy], cells: jax.Array) -> list[jax.Array]:
+    """For each policy a setting [B] that the row stands for, or any where it stands for none."""
+    dials, begin = [], 0
+    for policy in policies:
+        own = cells[:, begin : begin + len(policy.settings)]
+        dials.append(jnp.asarray(policy.settings, jnp.float32)[jnp.argmax(own, axis=1)])
+        begin += len(policy.settings)
+    return dials
 
 
 def _after_peek(rows: Rows, mask: jax.Array, max_step_tokens: int) -> Rows:
@@ -182,22 +229,6 @@ def _after_peek(rows: Rows, mask: jax.Array, max_step_tokens: int) -> Rows:
     ledger = rows.ledger.at[:, R.SMALL, R.DISCARDED].add(jnp.where(thrown, rows.decoded, 0))
     rows = rows.replace(phase=jnp.where(complete, R.DRAFTED, rows.phase), ledger=ledger)
     return _new_step(rows, thrown)
-
-
-def _dial(policy: base.Policy, rows: Rows) -> jax.Array:
-    dials = jnp.asarray(policy.settings, jnp.float32)
-    return dials[jnp.clip(rows.lo, 0, len(policy.settings) - 1)]
-
-
-def _first_difference(policy: base.Policy, choose: Callable, rows: Rows) -> jax.Array:
-    """The first setting of each row for which `choose(dial)` is not what it is for `lo`, or `hi`."""
-    dials = jnp.asarray(policy.settings, jnp.float32)
-    full = jnp.broadcast_to(dials[:, None], (len(dials), len(rows.lo)))
-    codes = jax.vmap(choose)(full)  # [settings, B]
-    own = jnp.take_along_axis(codes, rows.lo[None], axis=0, mode="clip")
-    at = jnp.arange(len(dials))[:, None]
-    differs = (codes != own) & (at > rows.lo) & (at < rows.hi)
-    return jnp.where(differs.any(axis=0), differs.argmax(axis=0), rows.hi).astype(jnp.int32)
 
 
 def reject(rows: Rows) -> Rows:

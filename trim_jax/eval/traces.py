@@ -3,13 +3,14 @@
 A result folder holds, for this package (all JSON is UTF-8):
 
 ``policies.json``
-    ``{"schema_version": 1, "seeds": [0, 1, 2], "policies": {"thr": {"parameter": "k",
+    ``{"schema_version": 2, "seeds": [0, 1, 2], "policies": {"thr": {"parameter": "k",
     "settings": [0.0, 0.05, ...]}, "never": {"parameter": null, "settings": [null]}, ...}}``
 ``problems.json``
-    ``{"schema_version": 1, "problems": [{"id", "problem", "answer", "level", "solution"}, ...]}``
+    ``{"schema_version": 2, "problems": [{"id", "problem", "answer", "level", "solution"}, ...]}``
 ``traces.jsonl``
-    one :class:`Trace` a line. A trace stands for the half-open range ``settings`` of indices into
-    its policy's list of settings: all of them produced exactly this history.
+    one history a line, and in ``cells`` the policies and settings that produced exactly this one:
+    ``[["thr", 2, 7], ["q", 0, 3]]``, half-open ranges of indices into a policy's list of settings.
+    Read back, it is one :class:`Trace` for each range.
 ``config.json``, ``provenance.json``
     the resolved configuration and the origin of the run, shown in the report.
 ``executed.json`` (optional)
@@ -34,7 +35,7 @@ import numpy as np
 
 from trim_jax.errors import ResultError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MODELS = ("small", "large", "prm")
 COUNTERS = ("kept", "discarded", "prefilled", "scored", "calls")
@@ -98,8 +99,11 @@ class StepTrace:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One routed solution; ``strong_tokens`` is the paper's cost (kept tokens of the large
-    model, delimiter and end-of-sequence not counted)."""
+    """One routed solution, of the settings [first, end) of a policy.
+
+    ``strong_tokens`` is the paper's cost (kept tokens of the large model, delimiter and
+    end-of-sequence not counted).
+    """
 
     problem_id: str
     seed: int
@@ -171,7 +175,7 @@ class Table:
 # ------------------------------------------------------------------------------ JSON to objects
 
 
-_TRACE_KEYS = frozenset(Trace.__slots__)
+_HISTORY_KEYS = frozenset(Trace.__slots__) - {"policy", "settings"} | {"cells"}
 _STEP_KEYS = frozenset(StepTrace.__slots__)
 _LEDGER_KEYS = frozenset(MODELS)
 _COUNTER_KEYS = frozenset(COUNTERS)
@@ -255,24 +259,32 @@ def _ledger_from_json(value: Any) -> Ledger:
     return Ledger(**models)
 
 
-def trace_from_json(value: Any) -> Trace:
-    """Checks one decoded JSON object against the schema.
+def traces_from_json(value: Any) -> list[Trace]:
+    """The traces of one history, after a check against the schema.
 
     Raises:
       ResultError: naming the field that is missing, unknown, ill-typed or inconsistent.
     """
     try:
-        return _trace_from_json(value)
+        return _traces_from_json(value)
     except _Invalid as error:
         raise ResultError(f"invalid trace: {error}") from None
 
 
-def _trace_from_json(value: Any) -> Trace:
-    _check_keys(value, _TRACE_KEYS, "trace")
-    span = value["settings"]
-    if not (isinstance(span, (list, tuple)) and len(span) == 2
-            and all(type(i) is int for i in span) and 0 <= span[0] < span[1]):
-        raise _Invalid(f"settings must be a half-open range [first, end], got {span!r}")
+def _cells_from_json(value: Any) -> list[tuple[str, tuple[int, int]]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _Invalid(f"cells must be a list of [policy, first, end], got {value!r}")
+    for cell in value:
+        if not (isinstance(cell, (list, tuple)) and len(cell) == 3 and type(cell[0]) is str
+                and all(type(i) is int for i in cell[1:]) and 0 <= cell[1] < cell[2]):
+            raise _Invalid("cells must be policies with half-open ranges of settings, "
+                           f"[policy, first, end], got {cell!r}")
+    return [(policy, (first, end)) for policy, first, end in value]
+
+
+def _traces_from_json(value: Any) -> list[Trace]:
+    _check_keys(value, _HISTORY_KEYS, "trace")
+    cells = _cells_from_json(value["cells"])
     if value["finish"] not in FINISHES:
         raise _Invalid(f"finish must be one of {', '.join(FINISHES)}, got {value['finish']!r}")
     if not isinstance(value["steps"], (list, tuple)):
@@ -284,11 +296,9 @@ def _trace_from_json(value: Any) -> Trace:
     written = sum(s.n_tokens for s in steps if s.writer == "large")
     if strong != written:
         raise _Invalid(f"strong_tokens is {strong}, but the large model's steps have {written}")
-    return Trace(
+    history = dict(
         problem_id=_text(value["problem_id"], "problem_id"),
         seed=value["seed"],
-        policy=_text(value["policy"], "policy"),
-        settings=(span[0], span[1]),
         finish=value["finish"],
         answer=_text(value["answer"], "answer", optional=True),
         correct=_flag(value["correct"], "correct"),
@@ -296,12 +306,22 @@ def _trace_from_json(value: Any) -> Trace:
         steps=steps,
         ledger=_ledger_from_json(value["ledger"]),
     )
+    return [Trace(policy=policy, settings=settings, **history) for policy, settings in cells]
 
 
-def trace_to_json(trace: Trace) -> dict[str, Any]:
-    """The JSON object of a trace; ``trace_from_json`` is its inverse."""
-    out = {name: getattr(trace, name) for name in Trace.__slots__}
-    out["settings"] = list(trace.settings)
+def histories(traces: Iterable[Trace]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of ``traces.jsonl``, each distinct history once, in order of appearance."""
+    same: dict[tuple, list[Trace]] = {}
+    for trace in traces:
+        key = (trace.problem_id, trace.seed, trace.finish, trace.ledger, trace.steps)
+        same.setdefault(key, []).append(trace)
+    return (_history_to_json(group) for group in same.values())
+
+
+def _history_to_json(traces: Sequence[Trace]) -> dict[str, Any]:
+    trace = traces[0]
+    out = {name: getattr(trace, name) for name in Trace.__slots__ if name in _HISTORY_KEYS}
+    out["cells"] = [[t.policy, *t.settings] for t in traces]
     out["steps"] = [{name: getattr(s, name) for name in StepTrace.__slots__}
                     for s in trace.steps]
     out["ledger"] = {m: {c: getattr(getattr(trace.ledger, m), c) for c in COUNTERS}
@@ -309,9 +329,10 @@ def trace_to_json(trace: Trace) -> dict[str, Any]:
     return out
 
 
-def dump_trace(trace: Trace) -> str:
-    """One line of ``traces.jsonl``, without the line break; the same trace gives the same text."""
-    return json.dumps(trace_to_json(trace), ensure_ascii=False, separators=(",", ":"))
+def dump_traces(traces: Iterable[Trace]) -> str:
+    """The text of ``traces.jsonl``; the same traces give the same text."""
+    return "".join(json.dumps(history, ensure_ascii=False, separators=(",", ":")) + "\n"
+                   for history in histories(traces))
 
 
 # ---------------------------------------------------------------------------------- the folder
@@ -395,7 +416,7 @@ def read_traces(path: Path) -> Iterator[Trace]:
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    yield _trace_from_json(json.loads(line))
+                    yield from _traces_from_json(json.loads(line))
                 except (_Invalid, json.JSONDecodeError) as error:
                     raise ResultError(f"{path}, line {number}: {error}") from None
     except FileNotFoundError:

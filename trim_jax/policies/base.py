@@ -14,9 +14,9 @@ write instead, the token is thrown away. A second PEEK at the same step is a DRA
 finds it. What it has read stays in its cache if the draft is accepted.
 
 `settings` lists the values of its one dial (threshold, probability, price), in ascending order; a
-run evaluates all of them. Each row stands for a half-open range [lo, hi) of indices into it, and
-parts where two of them plan or decide differently: one run gives every setting, exactly as if it
-had run alone, at the cost of the distinct histories only.
+run evaluates all of them, of all its policies. Each row stands for a set of (policy, setting) pairs,
+the cells, and parts where two of them plan or decide differently: one run gives every cell, exactly
+as if it had run alone, at the cost of the distinct histories only.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Policy:
       parameter: letter of the dial, for figures; "" where it has none.
       needs_reference: `decide` reads `Observation.right`.
       state_knows_dial: the state after a decision depends on the dial, and not only on what was
-        seen and done. Settings of such a policy cannot share a row.
+        seen and done. Settings of such a policy cannot share a row with each other.
       peeks, judges: `plan` may return PEEK, DRAFT_AND_JUDGE. Only runs with such a policy are
         compiled for that work.
     """
