@@ -1,4 +1,4 @@
-"""Takeover: plans and decisions by hand, and in the routed loop no draft and no score afterwards."""
+"""Takeover: plans and decisions by hand; in the routed loop no draft and no score afterwards."""
 
 import dataclasses
 
@@ -69,12 +69,11 @@ def test_in_the_loop_the_large_model_writes_the_rest_alone(traces):
     for trace in traces:
         names = [step.action for step in trace.steps]
         first = names.index("regenerate") if "regenerate" in names else len(names)
-        rest = len(names) - first - 1
-        handed += rest > 0
-        assert names == ["accept"] * first + ["regenerate", *["direct"] * rest][: len(names) - first]
-        drafts = min(first + 1, len(names))
-        # One call of the PRM and of the small model a draft, one of the large model a step it wrote.
-        ledger = trace.ledger
-        assert ledger.prm.calls == ledger.small.calls == drafts
-        assert ledger.large.calls == len(names) - first
+        written = len(names) - first
+        handed += written > 1
+        assert names[:first] == ["accept"] * first
+        assert names[first:] == ["regenerate", *["direct"] * (written - 1)][:written]
+        # One call of the PRM and of the small model for each draft, the rejected one included.
+        assert trace.ledger.prm.calls == trace.ledger.small.calls == first + (written > 0)
+        assert trace.ledger.large.calls == written
     assert handed >= 3, "the problems show nothing"
