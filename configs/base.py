@@ -137,6 +137,28 @@ def add_language_model(config: ConfigDict) -> None:
     config.model.ffn = 192
 
 
+def add_reward_model(config: ConfigDict) -> None:
+    """Adds what the process-reward model starts from, and what it learns from."""
+    # Which language model's body it starts from: large, or small for a smaller one.
+    config.body = "large"
+    # What the PRM learns from.
+    config.sample = ConfigDict()
+    # The last so many problems of the split; those before are the language models' own.
+    config.sample.problems = 3000
+    # Half of the solutions are sampled as in routing, half at this temperature, which errs more.
+    config.sample.hot = 1.3
+    # Probability that the label of a step flips, for a noisier PRM.
+    config.sample.label_noise = 0.0
+    # The body first learns to predict in the PRM's stream; else as in `train`.
+    config.adapt = ConfigDict()
+    # Updates.
+    config.adapt.steps = 200
+    # Length of its cosine in updates.
+    config.adapt.cosine_steps = 200
+    # Its highest learning rate.
+    config.adapt.learning_rate = 1e-3
+
+
 def add_study(config: ConfigDict) -> None:
     """Adds what a study trains and compares."""
     # What a study trains, and on how much.
@@ -145,6 +167,9 @@ def add_study(config: ConfigDict) -> None:
     config.study.train = 2000
     # Problems of the split hard that the policies are transferred to; 0 for none.
     config.study.hard = 1000
+    # Policies to train: pomdp, pomdp_filtered, q, agg, seq; with a dash, variants of them (the
+    # config ablation names all).
+    config.study.policies = ("pomdp", "pomdp_filtered", "q", "agg", "seq")
     # Settings of the policies with a price: tokens of the large model that a right answer is worth.
     config.study.worths = (15, 25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 2500, 4000)
     # Also train the query-level routers.
@@ -185,6 +210,10 @@ RANGES = {
     "study.hard": (0, None),
     "study.worths": (1, None),
     "study.seed": (0, 2**32 - 1),
+    "sample.problems": (1, None),
+    "sample.hot": (0.0, None),
+    "sample.label_noise": (0.0, 0.5),
+    "adapt.steps": (1, None),
     "train.steps": (1, None),
     "train.rows": (1, None),
     "train.learning_rate": (0.0, None),
@@ -197,4 +226,4 @@ RANGES = {
     "model.ffn": (1, None),
 }
 
-CHOICES = {"engine.dtype": ("float32", "bfloat16")}
+CHOICES = {"engine.dtype": ("float32", "bfloat16"), "body": ("large", "small")}

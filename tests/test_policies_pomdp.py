@@ -70,6 +70,30 @@ def test_one_shot_before_the_last_step_by_hand():
         assert actions(policy, 100.0, obs) == want
 
 
+def test_a_policy_that_does_not_see_the_last_step_by_hand():
+    """Step 0-based 1 of 3 is the last one with probability 0.4."""
+    policy = Pomdp.of(SMALL, (100.0,), sees_last=False)
+
+    def ahead(x):  # of the third step, which is certainly the last
+        prior = np.array([0.8 * x, 1 - x, 0.2 * x])
+        seen = prior[:, None] * JOINT.reshape(3, 4)
+        return np.maximum(seen[0], 0.9 * (seen[0] + seen[2]) - 0.1 * seen.sum(0)).sum()
+
+    accepted, rewritten = 2 / 9, 0.9 * 8 / 9
+    leave = lambda x: 0.4 * x + 0.6 * ahead(x)  # noqa: E731
+    limit = 100 * (leave(rewritten) - leave(accepted))
+    for last in (False, True):  # whatever is there to be seen
+        for tokens in (int(limit), int(limit) + 1):
+            obs = observe(t=[1], draft_score=[0.3], min_score=[0.9], draft_tokens=[tokens],
+                          last=[last])  # fmt: skip
+            want = base.REGENERATE if tokens < limit else base.ACCEPT
+            assert actions(policy, 100.0, obs) == want
+    # At the limit of steps everybody knows: the closed form, 57.8 tokens as above.
+    for tokens, want in ((57, base.REGENERATE), (58, base.ACCEPT)):
+        obs = observe(t=[2], draft_score=[0.3], min_score=[0.9], draft_tokens=[tokens])
+        assert actions(policy, 100.0, obs) == want
+
+
 def test_the_filter_by_hand():
     policy = FilteredPomdp.of(SMALL, (1e-3, 100.0))
     given = JOINT / JOINT.sum(2, keepdims=True)  # p(r | min, state); all minima are common here

@@ -65,6 +65,43 @@ def ahead(p, likelihood, prior, t, price):
     return total
 
 
+def best_blind(p, likelihood, belief, t, price):
+    """As `best`, where nobody sees whether step t is the last."""
+    h, rewrite_right = p.hazard[t], p.p_large * (belief[0] + belief[2])
+    accept, rewrite = transitions(p)
+    later = [ahead_blind(p, likelihood, belief @ moves, t + 1, price) if h < 1 else 0.0
+             for moves in (accept, rewrite)]
+    return (h * belief[0] + (1 - h) * later[0], h * rewrite_right + (1 - h) * later[1] - price)
+
+
+def ahead_blind(p, likelihood, prior, t, price):
+    masses = prior @ likelihood
+    return sum(mass * max(best_blind(p, likelihood, prior * seen / mass, t, price))
+               for seen, mass in zip(likelihood.T, masses) if mass > 0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), with_minimum=st.booleans(), data=st.data())
+def test_solver_is_expectimax_where_the_last_step_is_not_seen(seed, with_minimum, data):
+    p = parameters(seed, steps=3)
+    likelihood = p.joint.reshape(3, -1) if with_minimum else p.score
+    got = solve(p, likelihood, WORTHS, nodes=401, last_seen=False)
+    seen = solve(p, likelihood, WORTHS, nodes=401)
+    assert (np.asarray(got.gap) < 1e-3).all()
+    for i, worth in enumerate(WORTHS):
+        price, gap = p.step_tokens / worth, float(got.gap[i]) + 1e-5
+        start = ahead_blind(p, likelihood, np.array([p.p_small, 0, 1 - p.p_small]), 0, price)
+        assert got.lower[i, 0, -1] - 1e-5 <= start <= got.upper[i, 0, -1] + 1e-5
+        assert start <= seen.upper[i, 0, -1] + 1e-5, "knowing more cannot be worse"
+        weights = data.draw(st.tuples(*[st.floats(0.01, 1)] * 3))
+        belief = np.array(weights) / sum(weights)
+        for t in range(3):
+            accepted, rewritten = best_blind(p, likelihood, belief, t, price)
+            have = advantage(got.lower[i], jnp.array([t]), jnp.asarray(belief, jnp.float32)[None],
+                             jnp.array([False]), jnp.float32(p.p_large))[0]
+            assert have == pytest.approx(rewritten + price - accepted, abs=gap)
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), with_minimum=st.booleans(), data=st.data())
 def test_solver_is_expectimax(seed, with_minimum, data):

@@ -58,10 +58,10 @@ def train_lm(config: ConfigDict) -> Path:
 def train_prm(config: ConfigDict) -> Path:
     """Sample and label solutions, train the PRM on them; returns the exported folder.
 
-    The PRM starts from the large model's body, as Qwen2.5-Math-PRM starts from Qwen2.5-Math.
+    The PRM starts from the body of one of the two, as Qwen2.5-Math-PRM starts from Qwen2.5-Math.
     """
-    large = Path(config.trio.large or SHIPPED / "large")
-    body, params = load_model(large, "float32")
+    folder = Path(config.trio[config.body] or SHIPPED / config.body)
+    body, params = load_model(folder, "float32")
     trio = load_trio(config.trio.small, config.trio.large, without_prm=True)
     examples = _labelled_examples(config, trio)
     out, settings = Path(config.out), FitConfig(**config.train)
@@ -72,11 +72,11 @@ def train_prm(config: ConfigDict) -> Path:
     )
     judge = starting_judge(body, params, batches.batch(0)["tokens"], settings.seed)
     judge = fit(judge_loss(body, params), judge, batches, settings, out, out.name)
-    return _export(out, prm_model(body), whole(params, judge), large)
+    return _export(out, prm_model(body), whole(params, judge), folder)
 
 
 def _labelled_examples(config: ConfigDict, trio: Trio) -> list[Example]:
-    """Solutions with their true labels, sampled as in routing and once more at a higher temperature."""
+    """Solutions with their labels, sampled as in routing and once more at a higher temperature."""
     data, sample, routing = config.data, config.sample, setup.sampling(config)
     # The last `problems` of the split: the language models learned from the first ones.
     problems = load_problems(data.source, data.split, data.limit)[-sample.problems :]
@@ -96,7 +96,11 @@ def _labelled_examples(config: ConfigDict, trio: Trio) -> list[Example]:
         title = f"solutions at temperature {sampling.temperature}"
         for solution in tqdm(engine.run(asked), desc=title, total=total, unit=" solutions"):
             problem = known[solution.request.problem_id]
-            for example in prm_examples(solution, problem, trio.tables, trio.tokenizer):
+            found_here = prm_examples(
+                solution, problem, trio.tables, trio.tokenizer, sample.label_noise,
+                config.train.seed,
+            )  # fmt: skip
+            for example in found_here:
                 found.setdefault(example.tokens.tobytes() + example.weight.tobytes(), example)
     examples = [found[name] for name in sorted(found)]  # solutions come in no fixed order
     steps = np.concatenate([e.target[e.weight == 1] for e in examples])

@@ -36,9 +36,13 @@ class _Solved(base.Policy):
     p_small, p_large []: see `Parameters`;
     likelihood [3, M, M]: of a score, given the state and the minimum before it;
     and what the policy adds.
+
+    Attributes:
+      sees_last: it knows when a draft ends the solution, and its values are those of such a policy.
     """
 
     parameter: ClassVar[str] = "worth"
+    sees_last: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -50,18 +54,21 @@ class _Solved(base.Policy):
                               f"make it with {type(self).__name__}.of(parameters, worths)")
 
     @classmethod
-    def _of(cls, parameters: Parameters, worths: Sequence[float], observed: np.ndarray, **weights):
+    def _of(
+        cls, parameters: Parameters, worths: Sequence[float], observed: np.ndarray,
+        sees_last: bool, **weights,
+    ):  # fmt: skip
         weights |= dict(
-            ahead=solve(parameters, observed, worths).lower,
+            ahead=solve(parameters, observed, worths, last_seen=sees_last).lower,
             p_small=parameters.p_small, p_large=parameters.p_large,
         )  # fmt: skip
         weights = {k: jnp.asarray(v, jnp.float32) for k, v in weights.items()}
-        return cls(tuple(float(w) for w in worths), weights)
+        return cls(tuple(float(w) for w in worths), weights, sees_last=sees_last)
 
     def _pays(self, belief: jax.Array, obs: base.Observation, dial: jax.Array) -> jax.Array:
         """Does rewriting pay at the setting `dial` [B]? bool [B]; `belief` float32 [B, 3]."""
-        gained = advantage(
-            self.weights["ahead"], obs.t, belief, obs.last, self.weights["p_large"])
+        last = obs.last & self.sees_last
+        gained = advantage(self.weights["ahead"], obs.t, belief, last, self.weights["p_large"])
         pays = obs.draft_tokens[:, None] < jnp.asarray(self.settings, jnp.float32) * gained.T
         distance = jnp.abs(dial[:, None] - jnp.asarray(self.settings, jnp.float32))
         setting = distance.argmin(axis=1, keepdims=True)
@@ -81,16 +88,19 @@ class Pomdp(_Solved):
 
     @classmethod
     def of(
-        cls, parameters: Parameters, worths: Sequence[float], prior: Sequence[float] = UNIFORM
-    ) -> Pomdp:
+        cls, parameters: Parameters, worths: Sequence[float], prior: Sequence[float] = UNIFORM,
+        sees_last: bool = True,
+    ) -> Pomdp:  # fmt: skip
         """The policy for these parameters, solved for every worth (about 0.2 s each).
 
         Args:
           worths: tokens of the large model that a right answer is worth, ascending.
           prior: of (S0, S1, S2) at every step; the released one is uniform.
+          sees_last: see the class.
         """
         flat = parameters.joint.reshape(3, -1)
-        return cls._of(parameters, worths, flat, likelihood=parameters.joint, prior=prior)
+        return cls._of(
+            parameters, worths, flat, sees_last, likelihood=parameters.joint, prior=prior)
 
     def decide(self, dial, obs, state):
         belief = _update(self.weights["prior"], self._seen(obs.min_score, obs.draft_score))
@@ -110,14 +120,17 @@ class FilteredPomdp(_Solved):
     name: ClassVar[str] = "pomdp_filtered"
 
     @classmethod
-    def of(cls, parameters: Parameters, worths: Sequence[float]) -> FilteredPomdp:
+    def of(
+        cls, parameters: Parameters, worths: Sequence[float], sees_last: bool = True
+    ) -> FilteredPomdp:
         """The policy for these parameters, solved for every worth (about 0.02 s each).
 
         Args:
           worths: tokens of the large model that a right answer is worth, ascending.
+          sees_last: see the class.
         """
-        return cls._of(parameters, worths, parameters.score, likelihood=parameters.conditional,
-                       first=parameters.first)
+        return cls._of(parameters, worths, parameters.score, sees_last,
+                       likelihood=parameters.conditional, first=parameters.first)
 
     def init(self, rows):
         return jnp.ones([rows])

@@ -17,11 +17,13 @@ from trim_jax.policies.features import Features
 from trim_jax.policies.learned import Agg, Q
 from trim_jax.policies.pomdp import FilteredPomdp, Pomdp
 from trim_jax.policies.sequence import Seq
+from trim_jax.policies.simple import Threshold
+from trim_jax.policies.takeover import Takeover
 from trim_jax.results import atomic_write
 
 FAMILIES: dict[str, type[Policy]] = {
-    family.name: family for family in (Agg, Seq, Q, Pomdp, FilteredPomdp)
-}
+    family.name: family for family in (Agg, Seq, Q, Pomdp, FilteredPomdp, Threshold)
+} | {"takeover": Takeover}
 DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
 
 
@@ -38,14 +40,9 @@ def save_policy(folder: str | Path, policy: Policy) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {
-        f.name: getattr(policy, f.name) for f in dataclasses.fields(policy) if f.name != "weights"
-    }
-    if "features" in fields:
-        fields["features"] = dataclasses.asdict(fields["features"])
-    flat = {k: np.ascontiguousarray(v) for k, v in flatten_dict(policy.weights, sep="/").items()}
-    atomic_write(folder / WEIGHTS, [save(flat)])
-    text = json.dumps({"family": policy.name, **fields}, indent=2, sort_keys=True) + "\n"
+    flat = flatten_dict(policy.weights or {}, sep="/")
+    atomic_write(folder / WEIGHTS, [save({k: np.ascontiguousarray(v) for k, v in flat.items()})])
+    text = json.dumps(_describe(policy), indent=2, sort_keys=True) + "\n"
     atomic_write(folder / DESCRIPTION, [text.encode()])
 
 
@@ -58,11 +55,31 @@ def load_policy(folder: str | Path) -> Policy:
     folder = Path(folder)
     try:
         fields: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-        family = FAMILIES[fields.pop("family")]
-        if "features" in fields:
-            fields["features"] = Features(**fields["features"])
-        fields["settings"] = tuple(fields["settings"])
         weights = unflatten_dict(load((folder / WEIGHTS).read_bytes()), sep="/")
-        return family(weights=weights, **fields)
+        return _build(fields, weights or None)
     except Exception as error:  # whatever is wrong with the files, the reader needs their name
         raise CheckpointError(f"{folder}: not the folder of a trained policy: {error}") from error
+
+
+def _describe(policy: Policy) -> dict[str, Any]:
+    """The fields of a policy but for its weights, and of one inside it likewise."""
+    fields = {
+        f.name: getattr(policy, f.name) for f in dataclasses.fields(policy) if f.name != "weights"
+    }
+    if "features" in fields:
+        fields["features"] = dataclasses.asdict(fields["features"])
+    if "policy" in fields:
+        fields["policy"] = _describe(fields["policy"])
+    family = next(name for name, family in FAMILIES.items() if type(policy) is family)
+    return {"family": family, **fields}
+
+
+def _build(fields: dict[str, Any], weights: Any) -> Policy:
+    """The policy that `_describe` described; one inside it has the same weights."""
+    family = FAMILIES[fields.pop("family")]
+    if "features" in fields:
+        fields["features"] = Features(**fields["features"])
+    if "policy" in fields:
+        fields["policy"] = _build(fields["policy"], weights)
+    fields["settings"] = tuple(fields["settings"])
+    return family(weights=weights, **fields)

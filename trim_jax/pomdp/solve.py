@@ -18,6 +18,13 @@ assumed length of a step. A draft's own length n is only an immediate cost. Henc
     regenerate iff n < n* = worth [ W_t+1(p_s (b0 + b2)) - W_t+1(b0) ],
 
 for all n and all beliefs at once; at the last step n* = worth [p_s (b0 + b2) - b0].
+
+A policy that does not see which step is the last (`last_seen=False`; the release never applies its
+rule for that step) has one value for both cases: of a text of t steps that may be complete,
+
+    W_t(x) = h_t-1 x + (1 - h_t-1) E_o[ max( W_t+1(b0), W_t+1(p_s (b0 + b2)) - L / worth ) ],
+
+with W_T(x) = x, and the first n* at every step.
 Values are in units of the task reward; worth = reward / cost of a token of the large model.
 """
 
@@ -34,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trim_jax.errors import DataError
-from trim_jax.pomdp.backup import Bounds, Process, backup, between, gap, lay_out
+from trim_jax.pomdp.backup import Bounds, backup, beliefs, between, gap, lay_out
 
 # Nodes in x. With released parameters the bounds part by 2e-4 of the reward, where 1e-3 is allowed.
 NODES = 241
@@ -121,7 +128,7 @@ class Solution:
 
     Attributes:
       upper, lower: float32 [C, T + 1, N], at the nodes; [:, t] lies ahead of step t (0-based),
-        [:, T] is of no step and 0.
+        [:, T] is of no step and 0 (of a complete text and x, where the last step is not seen).
       gap: float32 [C], largest difference of the bounds over all steps and all x.
     """
 
@@ -131,8 +138,9 @@ class Solution:
 
 
 def solve(
-    parameters: Parameters, likelihood: np.ndarray, worths: Sequence[float], nodes: int = NODES
-) -> Solution:
+    parameters: Parameters, likelihood: np.ndarray, worths: Sequence[float], nodes: int = NODES,
+    last_seen: bool = True,
+) -> Solution:  # fmt: skip
     """Backward induction from the step limit, for every worth.
 
     Args:
@@ -141,12 +149,13 @@ def solve(
         `parameters.score`, for a policy that filters its belief over time.
       worths: tokens of the large model that a right answer is worth; each above 0.
       nodes: of the grid in x.
+      last_seen: whether the policy knows which step is the last, see above.
     """
     prices = parameters.step_tokens / jnp.asarray(worths, jnp.float32)
     return _solve(
         jnp.asarray(parameters.p_small, jnp.float32), jnp.asarray(parameters.p_large, jnp.float32),
         jnp.asarray(parameters.hazard, jnp.float32), jnp.asarray(likelihood, jnp.float32),
-        prices, nodes,
+        prices, nodes, last_seen,
     )  # fmt: skip
 
 
@@ -183,8 +192,10 @@ def advantage(
     return jnp.where(last, rewritten - accepted, value(rewritten) - value(accepted))
 
 
-@partial(jax.jit, static_argnames="nodes")
-def _solve(p_small, p_large, hazard, likelihood, prices, nodes: int) -> Solution:
+@partial(jax.jit, static_argnames=("nodes", "last_seen"))
+def _solve(
+    p_small, p_large, hazard, likelihood, prices, nodes: int, last_seen: bool
+) -> Solution:
     zero, one = jnp.zeros(()), jnp.ones(())
     # The bit of `backup`: 0 the text is wrong, 1 it is right. States in columns.
     state = next_draft(jnp.array([0.0, 1.0]), p_small)  # [2, 3], p(state | bit)
@@ -195,21 +206,28 @@ def _solve(p_small, p_large, hazard, likelihood, prices, nodes: int) -> Solution
     moves = jnp.stack([accept, rewrite])  # [A, 3, 2]
     flow = jnp.einsum("ozs,asy->aozy", seen, moves)[None]
     process = lay_out(flow, jnp.zeros(2, jnp.int32), nodes)
+    nothing = Bounds(jnp.zeros([1, nodes]), jnp.zeros([1, nodes, 2]))
+    pays = jnp.broadcast_to(jnp.array([0.0, 1.0]), (1, nodes, 2))
+    complete = Bounds(beliefs(nodes)[None, :, 1], pays)
 
     def of_one(price: jax.Array) -> Solution:
         paid = jnp.stack([zero, -price])  # [A]
         gain = paid[:, None, None] * seen.sum(-1)  # [A, O, 2]
-        nothing = Bounds(jnp.zeros([1, nodes]), jnp.zeros([1, nodes, 2]))
-        # The last step pays 1 if it leaves the text right.
-        last = backup(process, (gain + flow[0, ..., 1])[None], nothing)
+        if last_seen:
+            # The last step pays 1 if it leaves the text right.
+            over = backup(process, (gain + flow[0, ..., 1])[None], nothing)
+            chance, end = hazard, nothing
+        else:
+            over = end = complete
+            chance = jnp.concatenate([zero[None], hazard[:-1]])
 
         def earlier(after: Bounds, h: jax.Array):
             inner = backup(process, gain[None], after)
-            here = jax.tree.map(lambda a, b: h * a + (1 - h) * b, last, inner)
+            here = jax.tree.map(lambda a, b: h * a + (1 - h) * b, over, inner)
             return here, (here.upper[0], here.lower[0], gap(here)[0])
 
-        _, (upper, lower, gaps) = jax.lax.scan(earlier, nothing, hazard, reverse=True)
-        end = ((0, 1), (0, 0))
-        return Solution(jnp.pad(upper, end), jnp.pad(lower, end), gaps.max())
+        _, (upper, lower, gaps) = jax.lax.scan(earlier, end, chance, reverse=True)
+        with_end = lambda steps, last: jnp.concatenate([steps, last])  # noqa: E731
+        return Solution(with_end(upper, end.upper), with_end(lower, end.lower), gaps.max())
 
     return jax.lax.map(of_one, prices)

@@ -1,7 +1,16 @@
-"""Every step-level policy from one folder of collected traces, as `trim-jax study` trains them.
+"""Recipes of the policies that `trim-jax study` trains, from one folder of collected traces.
 
 The simulator is fitted to the traces; TRIM-Agg, TRIM-Seq and TRIM-Q learn in it, without any call
-of a language model. TRIM-POMDP is solved for parameters estimated from the same traces.
+of a language model. TRIM-POMDP is solved for parameters estimated from the same traces. A name with
+a dash is a variant for the ablation, trained or solved under its own rule:
+
+  -no_last    does not see which step is the last
+  -product    one feature more, the product of past scores
+  -paper      the paper's four features, scores as they are instead of their logits
+  -release    the release's five, likewise
+  -priced     one network for all prices, where Agg has one for each as in the paper
+  -separate   one network for each price, where Seq has one for all
+  -takeover   the first intervention hands the rest of the solution to the large model
 
 All this happens in a process of its own (`train_apart`). On a CPU with two cores XLA's threads can
 wait for each other for ever in loops as deep as PPO's (jaxlib 0.10.2, seen about once in ten runs
@@ -11,25 +20,28 @@ even with `loop_options`); a process that has finished nothing for a while is st
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from trim_jax.errors import TrimError
+from trim_jax.errors import ConfigError, TrimError
 from trim_jax.eval.traces import Trace, load_result
 from trim_jax.policies.base import Policy
 from trim_jax.policies.features import Features
-from trim_jax.policies.learned import Agg, Q
+from trim_jax.policies.learned import Agg, Priced, Q
 from trim_jax.policies.pomdp import FilteredPomdp, Pomdp
-from trim_jax.policies.saved import is_saved, save_policy
+from trim_jax.policies.saved import is_saved, load_policy, save_policy
 from trim_jax.policies.sequence import Seq
+from trim_jax.policies.simple import Threshold
+from trim_jax.policies.takeover import takeover
 from trim_jax.pomdp.estimate import estimate
 from trim_jax.results import atomic_write
 from trim_jax.sim import env
@@ -37,8 +49,8 @@ from trim_jax.sim.fit import Report, fit_traces
 from trim_jax.sim.process import Process
 from trim_jax.train import ppo, q
 from trim_jax.train.episodes import Environment
+from trim_jax.train.takeover import handing_over
 
-NAMES = ("pomdp", "pomdp_filtered", "q", "agg", "seq")
 PATIENCE = 600  # seconds without a finished policy after which the process is started again
 ATTEMPTS = 3
 
@@ -46,6 +58,22 @@ ATTEMPTS = 3
 PPO = ppo.PpoConfig(updates=600, learning_rate=2e-3)
 # The sequence network is an order of magnitude dearer and serves all prices at once.
 PPO_SEQ = ppo.PpoConfig(updates=300, problems=16, learning_rate=1e-3, validation_problems=128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a study wants of every policy.
+
+    Attributes:
+      worths: settings of those with a price, ascending. thresholds: of those on TRIM-Thr.
+      max_steps: step limit of a solution.
+      seed: of the initial weights and all that is drawn.
+    """
+
+    worths: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    max_steps: int
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +86,128 @@ class Training:
     steps: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What recipes work with.
+
+    Attributes:
+      order: what is wanted. traces: the collected ones.
+      process: the simulator fitted to them, with the histories that TRIM-Seq reads.
+      out: folder of the trained policies, for recipes that begin with one of them.
+    """
+
+    order: Order
+    traces: Sequence[Trace]
+    process: Process
+    out: Path
+
+    def saved(self, name: str) -> Policy:
+        """A policy that the recipe's `after` names."""
+        return load_policy(self.out / name)
+
+    def features(self, **fields: Any) -> Features:
+        """Features in units of the traces; scores as logits unless `fields` say otherwise."""
+        unit = scales(self.traces)
+        units = {"token_scale": unit["token_scale"], "step_scale": unit["step_scale"]}
+        return Features(**({"logit": True} | units | fields))
+
+    def agg(self, **fields: Any) -> Agg:
+        return Agg(self.order.worths, features=self.features(**fields))
+
+    def seq(self, **fields: Any) -> Seq:
+        unit = scales(self.traces)
+        return Seq(self.order.worths, max_steps=self.order.max_steps,
+                   token_scale=unit["token_scale"], step_scale=unit["step_scale"], **fields)
+
+    def q(self) -> Q:
+        unit = scales(self.traces)
+        return Q(self.order.worths, features=self.features(price=True),
+                 token_unit=unit["token_unit"], excursions=int(unit["step_scale"]))
+
+    def ppo(self, policy: Priced, config: ppo.PpoConfig, hands_over: bool = False) -> Training:
+        return self._learned(policy, ppo.make_train, config, hands_over)
+
+    def regression(self, policy: Q, hands_over: bool = False) -> Training:
+        return self._learned(policy, q.make_train, q.QConfig(), hands_over)
+
+    def _learned(self, policy, make: Callable, config, hands_over: bool) -> Training:
+        begun = time.perf_counter()
+        world = Environment(self.process, env.reset, env.observe, env.step, self.process.max_steps)
+        world = handing_over(world) if hands_over else world
+        done = make(config, policy, world)(jax.random.key(self.order.seed))
+        weights = jax.tree.map(np.asarray, done.weights)
+        policy = dataclasses.replace(policy, weights=weights)
+        seconds = time.perf_counter() - begun
+        return Training(takeover(policy) if hands_over else policy, seconds, int(done.steps.sum()))
+
+    def solved(self, family: type[Policy], **fields: Any) -> Training:
+        begun = time.perf_counter()
+        parameters = estimate(self.traces, self.order.max_steps)
+        policy = family.of(parameters, self.order.worths, **fields)
+        weights = jax.tree.map(np.asarray, policy.weights)
+        policy = dataclasses.replace(policy, weights=weights)
+        return Training(policy, time.perf_counter() - begun, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a policy comes about.
+
+    Attributes:
+      train: makes it.
+      after: names of the recipes whose policies it begins with; they are trained before.
+    """
+
+    train: Callable[[Material], Training]
+    after: tuple[str, ...] = ()
+
+
+RECIPES = {
+    "pomdp": Recipe(lambda m: m.solved(Pomdp)),
+    "pomdp-no_last": Recipe(lambda m: m.solved(Pomdp, sees_last=False)),
+    "pomdp_filtered": Recipe(lambda m: m.solved(FilteredPomdp)),
+    "pomdp_filtered-no_last": Recipe(lambda m: m.solved(FilteredPomdp, sees_last=False)),
+    "agg": Recipe(lambda m: m.ppo(m.agg(), PPO)),
+    "agg-product": Recipe(lambda m: m.ppo(m.agg(product=True), PPO)),
+    "agg-paper": Recipe(lambda m: m.ppo(m.agg(logit=False), PPO)),
+    "agg-release": Recipe(lambda m: m.ppo(m.agg(logit=False, product=True), PPO)),
+    "agg-priced": Recipe(lambda m: m.ppo(m.agg(price=True), PPO)),
+    "agg-takeover": Recipe(lambda m: m.ppo(m.agg(), PPO, hands_over=True)),
+    "q": Recipe(lambda m: m.regression(m.q())),
+    "q-takeover": Recipe(lambda m: m.regression(m.q(), hands_over=True)),
+    "seq": Recipe(lambda m: m.ppo(m.seq(), PPO_SEQ)),
+    "seq-separate": Recipe(lambda m: m.ppo(m.seq(price=False), PPO_SEQ)),
+    "thr-takeover": Recipe(
+        lambda m: Training(takeover(Threshold(m.order.thresholds)), seconds=0.0, steps=0)
+    ),
+}  # fmt: skip
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what is no recipe.
+
+    Raises:
+      ConfigError: naming the nearest recipe, or the name that is there twice.
+    """
+    for name in names:
+        if name not in RECIPES:
+            nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"study.policies: no recipe {name!r}; did you mean {nearest!r}? "
+                              f"(known: {', '.join(RECIPES)})")
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise ConfigError(f"study.policies: {twice[0]!r} is named twice")
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """The names, each behind those that its recipe begins with."""
+    found: list[str] = []
+    for name in names:
+        wanted = [*in_order(RECIPES[name].after), name]
+        found += [n for n in wanted if n not in found]
+    return found
+
+
 def fitted_environment(folder: str | Path, max_steps: int) -> tuple[Process, Report]:
     """The simulator of the traces in a result folder, with the histories that TRIM-Seq reads."""
     process, report = fit_traces(folder, max_steps)
@@ -65,7 +215,7 @@ def fitted_environment(folder: str | Path, max_steps: int) -> tuple[Process, Rep
 
 
 def scales(traces: Sequence[Trace]) -> dict[str, float]:
-    """Units of the features, of the traces: tokens of a long step, steps and tokens of a solution."""
+    """Units of the features, from traces: tokens of a long step, steps and tokens of a solution."""
     steps = [s.n_tokens for t in traces for s in t.steps]
     return {
         "token_scale": float(np.quantile(steps, 0.9)),
@@ -74,94 +224,71 @@ def scales(traces: Sequence[Trace]) -> dict[str, float]:
     }
 
 
-def train_policies(
-    folder: str | Path, process: Process, worths: Sequence[float], max_steps: int, seed: int
-) -> Iterator[tuple[str, Callable[[], Training]]]:
-    """Name and training of each policy, in turn; the training runs when it is called.
-
-    Args:
-      folder: collected traces. process: the simulator fitted to them.
-      worths: settings of every policy, ascending. seed: of the initial weights and all that is drawn.
-    """
-    worths = tuple(float(w) for w in worths)
-    traces = load_result(folder).traces
-    unit = scales(traces)
-    sizes = dict(token_scale=unit["token_scale"], step_scale=unit["step_scale"])
-    plain = Features(logit=True, **sizes)
-    priced = dataclasses.replace(plain, price=True)
-    world = Environment(process, env.reset, env.observe, env.step, process.max_steps)
-    steps = int(unit["step_scale"])
-
-    def learned(policy: Any, make: Callable, config: Any) -> Training:
-        begun = time.perf_counter()
-        done = jax.block_until_ready(make(config, policy, world)(jax.random.key(seed)))
-        weights = jax.tree.map(np.asarray, done.weights)
-        taken = int(np.sum(done.steps))
-        seconds = time.perf_counter() - begun
-        return Training(dataclasses.replace(policy, weights=weights), seconds, taken)
-
-    def solved(family: type[Policy]) -> Training:
-        begun = time.perf_counter()
-        parameters = estimate(traces, max_steps)
-        policy = jax.block_until_ready(family.of(parameters, worths))
-        weights = jax.tree.map(np.asarray, policy.weights)
-        return Training(
-            dataclasses.replace(policy, weights=weights), time.perf_counter() - begun, 0
-        )
-
-    agg, seq = Agg(worths, features=plain), Seq(worths, max_steps=max_steps, **sizes)
-    value = Q(worths, features=priced, token_unit=unit["token_unit"], excursions=steps)
-    yield "pomdp", lambda: solved(Pomdp)
-    yield "pomdp_filtered", lambda: solved(FilteredPomdp)
-    yield "agg", lambda: learned(agg, ppo.make_train, PPO)
-    yield "q", lambda: learned(value, q.make_train, q.QConfig())
-    yield "seq", lambda: learned(seq, ppo.make_train, PPO_SEQ)
+def train(name: str, material: Material) -> Training:
+    """The policy of one recipe; its `full_name` is the recipe's."""
+    done = RECIPES[name].train(material)
+    policy = dataclasses.replace(done.policy, variant=name.partition("-")[2])
+    return dataclasses.replace(done, policy=policy)
 
 
 def train_apart(
-    folder: str | Path, out: str | Path, worths: Sequence[float], max_steps: int, seed: int
+    folder: str | Path, out: str | Path, names: Sequence[str], order: Order
 ) -> None:
-    """Train every policy that `out` lacks, into a folder of its name each, in another process.
+    """Train the named policies that `out` lacks in another process, each into a folder of its name.
+
+    Args:
+      folder: collected traces. out: where the policies go.
+      names: of recipes; those that they begin with are trained too.
 
     Raises:
+      ConfigError: a name is no recipe's.
       TrimError: the process failed, or stalled again and again.
     """
+    check_names(names)
+    names = in_order(names)
     context = multiprocessing.get_context("spawn")
     for _ in range(ATTEMPTS):
-        child = context.Process(target=_train_missing, args=(folder, out, worths, max_steps, seed))
+        child = context.Process(target=train_missing, args=(folder, out, names, order))
         child.start()
-        progress, since = _finished(out), time.monotonic()
+        progress, since = _finished(out, names), time.monotonic()
         while child.is_alive():
             child.join(timeout=1)
-            if _finished(out) != progress:
-                progress, since = _finished(out), time.monotonic()
+            if _finished(out, names) != progress:
+                progress, since = _finished(out, names), time.monotonic()
             elif time.monotonic() - since > PATIENCE:
                 child.kill()
                 child.join()
-        if len(_finished(out)) == len(NAMES):
+        if len(_finished(out, names)) == len(names):
             return
         if child.exitcode not in (0, -9):
             raise TrimError(f"study: the training of policies failed, status {child.exitcode}")
     raise TrimError(f"study: the training of policies stalled {ATTEMPTS} times; run it again")
 
 
-def _finished(out: str | Path) -> list[str]:
-    return [name for name in NAMES if is_saved(Path(out) / name)]
+def _finished(out: str | Path, names: Sequence[str]) -> list[str]:
+    return [name for name in names if is_saved(Path(out) / name)]
 
 
-def _train_missing(folder, out, worths, max_steps, seed) -> None:
+def train_missing(
+    folder: str | Path, out: str | Path, names: Sequence[str], order: Order
+) -> None:
+    """`train_apart` in this process, without its protection from stalls."""
+    out, names = Path(out), in_order(names)
+    if len(_finished(out, names)) == len(names):
+        return
     # More threads than cores: the more there are, the rarer is it that all of them wait.
     os.environ.setdefault("NPROC", str(max(4, os.cpu_count() or 1)))
-    process, report = fitted_environment(folder, max_steps)
+    process, report = fitted_environment(folder, order.max_steps)
     described = {"drafts": report.drafts, "rewrites": report.rewrites,
                  "effects": {name: list(value) for name, value in report.parameters.items()}}  # fmt: skip
-    _write(Path(out) / "simulator.json", described)
-    for name, train in train_policies(folder, process, worths, max_steps, seed):
-        if not is_saved(Path(out) / name):
-            done = train()
+    _write(out / "simulator.json", described)
+    material = Material(order, load_result(folder).traces, process, out)
+    for name in names:
+        if not is_saved(out / name):
+            done = train(name, material)
             took = {"seconds": done.seconds, "environment_steps": done.steps}
-            _write(Path(out) / name / "training.json", took)
-            save_policy(Path(out) / name, done.policy)
+            _write(out / name / "training.json", took)
+            save_policy(out / name, done.policy)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -6,16 +6,21 @@ and S2). The sequences are those that the PRM meets in routing, tokenized step b
 engine: solutions of the large model, solutions in which it rewrites wrong drafts of the small one,
 and those drafts behind the text they were written for.
 
-The PRM is the large model's body with two more layers. To see a slip, a position must compare its
-token with what the body expected there, and the body expects it one position earlier. So the first
-new layer starts out looking at the token before, the second one over the last dozen tokens, to
-gather what was found; and every token is labelled, not only the ends of steps. First, though, the
-body learns to predict in the PRM's stream, where `<extra_0>` stands for the blank line that it
-knows; then it stays as it is, and the new layers learn on top of it.
+The PRM is the body of a language model with two more layers: the large one's, or for a smaller PRM
+the small one's. To see a slip, a position must compare its token with what the body expected there,
+and the body expects it one position earlier. So the first new layer starts out looking at the token
+before, the second one over the last dozen tokens, to gather what was found; and every token is
+labelled, not only the ends of steps. First, though, the body learns to predict in the PRM's stream,
+where `<extra_0>` stands for the blank line that it knows; then it stays as it is, and the new
+layers learn on top of it.
+
+For an ablation the labels may be noisy: each step's flips with some probability, decided by the
+problem and the text up to it, so that a step that is met again has the same label again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import jax
@@ -47,10 +52,21 @@ def bare_step(tokens: Sequence[int], tables: TokenTables) -> list[int]:
     return tokens
 
 
+def flipped(problem_id: str, texts: Sequence[str], noise: float, seed: int) -> bool:
+    """Whether the label of the last of these steps is wrong, which has the probability `noise`."""
+    known = "\0".join([str(seed), problem_id, *texts]).encode()
+    draw = int.from_bytes(hashlib.blake2b(known, digest_size=8).digest(), "big")
+    return draw < noise * 2**64
+
+
 def prm_examples(
-    solution: Solution, problem: Problem, tables: TokenTables, tokenizer
-) -> list[Example]:
+    solution: Solution, problem: Problem, tables: TokenTables, tokenizer, noise: float = 0.0,
+    seed: int = 0,
+) -> list[Example]:  # fmt: skip
     """Training sequences of a solution: its text, and each discarded draft behind its own text.
+
+    Args:
+      noise: probability that the label of a step flips. seed: of that.
 
     Raises:
       DataError: the problem is not one of arith, the others have no true step labels.
@@ -60,14 +76,21 @@ def prm_examples(
     wanted = [encode(step) for step in problem.solution.split(arith.DELIMITER)]
     prompt = solution.request.prm_prompt
     steps = [step.tokens for step in solution.steps]
-    right = arith.step_labels(problem, [text(step) for step in steps])
+    texts = [text(step) for step in steps]
+
+    def labelled(texts: list[str], true: Sequence[bool]) -> list[bool]:
+        """The labels of steps, each of which may be flipped."""
+        upto = (texts[: i + 1] for i in range(len(texts)))
+        return [good != flipped(problem.id, seen, noise, seed) for good, seen in zip(true, upto)]
+
+    right = labelled(texts, arith.step_labels(problem, texts))
     learned = right.index(False) + 1 if False in right else len(right)
     bare = [bare_step(step, tables) for step in steps[:learned]]
     examples = [_example(prompt, bare, right[:learned], wanted, tables.separator, 0)]
     for i, step in enumerate(solution.steps[:learned]):
         if step.draft is not None:
-            before = [text(tokens) for tokens in steps[:i]]
-            fits = arith.step_labels(problem, [*before, text(step.draft)])
+            tried = [*texts[:i], text(step.draft)]
+            fits = labelled(tried, arith.step_labels(problem, tried))
             branch = [*bare[:i], bare_step(step.draft, tables)]
             examples.append(_example(prompt, branch, fits, wanted, tables.separator, i))
     return examples

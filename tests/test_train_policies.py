@@ -1,0 +1,75 @@
+"""Recipes: names, order, and that each policy is trained and saved under its recipe's name."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from fake_traces import write_result
+
+from trim_jax.errors import ConfigError
+from trim_jax.policies.saved import load_policy
+from trim_jax.policies.takeover import Takeover
+from trim_jax.train import policies as training
+from trim_jax.train.policies import (
+    RECIPES, Order, Recipe, check_names, in_order, train_missing,
+)  # fmt: skip
+from trim_jax.train.q import QConfig
+
+ORDER = Order(worths=(30.0, 300.0), thresholds=(0.0, 0.5, 1.0), max_steps=12, seed=0)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Trainings of a few updates."""
+    few = dict(updates=2, problems=8, validations=1, validation_problems=8)
+    for name in ("PPO", "PPO_SEQ"):
+        monkeypatch.setattr(training, name, dataclasses.replace(getattr(training, name), **few))
+    monkeypatch.setattr(training.q, "QConfig", lambda: QConfig(iterations=2, problems=8, memory=2))
+
+
+def test_unknown_and_repeated_names_are_refused():
+    check_names(list(RECIPES))
+    with pytest.raises(ConfigError, match="no recipe 'agg-relaese'; did you mean 'agg-release'"):
+        check_names(["q", "agg-relaese"])
+    with pytest.raises(ConfigError, match="'q' is named twice"):
+        check_names(["q", "agg", "q"])
+
+
+def test_what_a_recipe_begins_with_comes_before_it(monkeypatch):
+    nothing = RECIPES["agg"].train
+    monkeypatch.setitem(RECIPES, "agg-more", Recipe(nothing, after=("agg",)))
+    monkeypatch.setitem(RECIPES, "agg-most", Recipe(nothing, after=("agg-more", "q")))
+    assert in_order(["agg-most", "seq", "agg"]) == ["agg", "agg-more", "q", "agg-most", "seq"]
+    assert in_order(["seq", "q"]) == ["seq", "q"]
+
+
+def test_policies_have_their_names_and_may_begin_with_others(tmp_path, short, monkeypatch):
+    def opposite(material):
+        begun = material.saved("agg-release")
+        weights = {k: v for k, v in begun.weights.items()}
+        weights["Dense_0"] = {k: -v for k, v in weights["Dense_0"].items()}
+        return training.Training(dataclasses.replace(begun, weights=weights), 1.0, 7)
+
+    monkeypatch.setitem(RECIPES, "agg-opposite", Recipe(opposite, after=("agg-release",)))
+    folder, out = write_result(tmp_path / "collected", range(20)), tmp_path / "policies"
+    names = ["agg-opposite", "pomdp-no_last", "thr-takeover", "q-takeover"]
+    train_missing(folder, out, names, ORDER)
+    found = {path.name: load_policy(path) for path in sorted(out.iterdir()) if path.is_dir()}
+    assert sorted(found) == sorted([*names, "agg-release"])
+    for name, policy in found.items():
+        assert policy.full_name == name
+        assert policy.settings == (ORDER.thresholds if name == "thr-takeover" else ORDER.worths)
+    heads = [found[name].weights["Dense_0"]["kernel"] for name in ("agg-release", "agg-opposite")]
+    np.testing.assert_array_equal(heads[0], -heads[1])
+    assert found["agg-release"].features.product and not found["agg-release"].features.logit
+    assert isinstance(found["q-takeover"], Takeover) and not found["pomdp-no_last"].sees_last
+    took = json.loads((out / "agg-opposite" / "training.json").read_text())
+    assert took == {"seconds": 1.0, "environment_steps": 7}
+
+    # Again: only what is not there is trained.
+    (out / "thr-takeover" / "policy.json").unlink()
+    files = {p: p.stat().st_mtime_ns for p in out.rglob("policy.json")}
+    train_missing(folder, out, names, ORDER)
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert load_policy(out / "thr-takeover").full_name == "thr-takeover"

@@ -1,0 +1,70 @@
+"""Takeover: a router's first intervention hands the rest of the solution to the large model.
+
+TRIM rewrites one step and returns to the small model (method, section 1, point 4). What that is
+worth shows in the comparison with the same router deciding once: its first rewrite is the last
+decision, and everything after it is written by the large model, without drafts and without scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from trim_jax.policies import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Takeover(base.Policy):
+    """Another policy until the large model writes its first step. Made by `takeover`.
+
+    Attributes:
+      policy: the one that decides until then, with the settings and the weights of the wrapper.
+    """
+
+    policy: base.Policy = base.Policy()
+
+    @property
+    def name(self):
+        return self.policy.name
+
+    @property
+    def parameter(self):
+        return self.policy.parameter
+
+    @property
+    def needs_reference(self):
+        return self.policy.needs_reference
+
+    @property
+    def state_knows_dial(self):
+        return self.policy.state_knows_dial
+
+    @property
+    def peeks(self):
+        return self.policy.peeks
+
+    @property
+    def judges(self):
+        return self.policy.judges
+
+    @property
+    def _inner(self):
+        return dataclasses.replace(self.policy, weights=self.weights)
+
+    def init(self, rows):
+        return self.policy.init(rows)
+
+    def plan(self, dial, obs, state):
+        return jnp.where(obs.large_tokens > 0, base.LARGE, self._inner.plan(dial, obs, state))
+
+    def decide(self, dial, obs, state):
+        # Only where a plan is not asked for, as in training, is there a draft after the takeover.
+        action, state = self._inner.decide(dial, obs, state)
+        return jnp.where(obs.large_tokens > 0, base.REGENERATE, action), state
+
+
+def takeover(policy: base.Policy) -> Takeover:
+    """`policy`, handing over with its first intervention; its variant is told by "-takeover"."""
+    variant = f"{policy.variant}-takeover".lstrip("-")
+    return Takeover(policy.settings, policy.weights, policy, variant=variant)
