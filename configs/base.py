@@ -167,11 +167,15 @@ def add_study(config: ConfigDict) -> None:
     config.study.train = 2000
     # Problems of the split hard that the policies are transferred to; 0 for none.
     config.study.hard = 1000
-    # Policies to train: pomdp, pomdp_filtered, q, agg, seq; with a dash, variants of them (the
-    # config ablation names all).
-    config.study.policies = ("pomdp", "pomdp_filtered", "q", "agg", "seq")
+    # Policies beside TRIM-Thr, random and the oracle: pomdp, pomdp_filtered, q, agg, seq, which are
+    # trained; rsd, glimp, loglik; and variants, whose names have a dash (see the config ablation).
+    config.study.policies = (
+        "pomdp", "pomdp_filtered", "q", "agg", "seq", "rsd", "glimp", "loglik",
+    )  # fmt: skip
     # Settings of the policies with a price: tokens of the large model that a right answer is worth.
     config.study.worths = (15, 25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 2500, 4000)
+    # Problems on which each policy is timed alone, at its chosen setting; 0 for no timing.
+    config.study.timed = 200
     # Also train the query-level routers.
     config.study.query = True
     # Seed of all training.
@@ -208,6 +212,7 @@ RANGES = {
     "sweep.bootstrap": (1, None),
     "study.train": (50, None),
     "study.hard": (0, None),
+    "study.timed": (0, None),
     "study.worths": (1, None),
     "study.seed": (0, 2**32 - 1),
     "sample.problems": (1, None),

@@ -30,7 +30,7 @@ def short(monkeypatch):
             training, name, dataclasses.replace(getattr(training, name), **few)
         )
     monkeypatch.setattr(training.q, "QConfig", lambda: QConfig(iterations=2, problems=8, memory=2))
-    monkeypatch.setattr(study, "train_apart", training._train_missing)
+    monkeypatch.setattr(study, "train_apart", training.train_missing)
 
 
 def test_a_study_from_end_to_end_and_again(tmp_path, short):
@@ -39,7 +39,7 @@ def test_a_study_from_end_to_end_and_again(tmp_path, short):
     assert study.run(config) == out / "report.html"
     table = (out / "table.md").read_text()
     assert table.count("TRIM-POMDP, filtered belief") == 2  # test and hard
-    names = {"thr", "random", "oracle", *training.NAMES}
+    names = {"thr", "random", "oracle", *config.study.policies}
     for part in (out, out / "hard", out / "validation"):
         assert set(load_result(part).policies) == names
     assert set(load_result(out / "collected").policies) == {"thr", "random"}

@@ -12,7 +12,7 @@ from trim_jax import config as config_lib
 from trim_jax.config import describe, diff_configs, flatten, load_config, load_module, to_json
 from trim_jax.errors import ConfigError
 
-NAMES = ["ablation", "ablation_prm", "bench", "recorded", "solve", "study", "study_quick", "sweep",
+NAMES = ["ablation", "ablation_prm", "bench", "collect", "recorded", "solve", "study", "study_quick", "sweep",
          "train_large", "train_prm", "train_prm_noisy", "train_prm_small", "train_small"]
 
 
@@ -179,6 +179,7 @@ def test_every_bound_in_base_belongs_to_a_field():
     whole = base.get_config()
     base.add_training(whole)
     base.add_language_model(whole)
+    base.add_reward_model(whole)
     base.add_study(whole)
     fields = flatten(whole)
     assert {*base.RANGES, *base.CHOICES} <= fields.keys()

@@ -3,7 +3,8 @@
     collected/   traces of policy_train; all training comes from them
     policies/    the trained policies, one folder each, with what its training took
     validation/  where settings are chosen
-    .            the test problems: report.html, table.md, study.png
+    .            the test problems: report.html, table.md, study.png; walltime.json has each policy
+                 alone, at its chosen setting
     hard/        the same policies on harder problems, without retraining or choosing again
 
 Every part resumes by itself, so the same command goes on wherever it was killed.
@@ -17,27 +18,32 @@ from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from trim_jax import api
 from trim_jax.commands import setup
+from trim_jax.commands.collect import collecting_policies
 from trim_jax.commands.sweep import VALIDATION_SEEDS, Runs, open_part, sweep_policies
+from trim_jax.engine.engine import Cells
 from trim_jax.errors import ConfigError
 from trim_jax.eval import figures, selected, study
+from trim_jax.eval.summary import choose_setting
 from trim_jax.eval.report import write_report
-from trim_jax.eval.traces import Result, load_result
+from trim_jax.eval.traces import Result, load_result, tables
 from trim_jax.policies.base import Policy
 from trim_jax.policies.saved import load_policy
 from trim_jax.query import evaluate
 from trim_jax.query.outcomes import from_result
 from trim_jax.query.router import Fitted
-from trim_jax.results import ResultFolder, atomic_write
+from trim_jax.results import ResultFolder, atomic_write, dumps
 from trim_jax.sim import compare
 from trim_jax.sim.fit import fit_traces
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem, load_problems
-from trim_jax.train.policies import NAMES, train_apart
+from trim_jax.train.policies import Order, check_names, train_apart
 
 COLLECTED_SEEDS = (0,)
+TIMES = 3  # that each policy is timed
 
 
 def run(config: ConfigDict) -> Path:
@@ -55,6 +61,7 @@ def run(config: ConfigDict) -> Path:
         )
     if not config.sweep.validation:
         raise ConfigError("study: sweep.validation must be above 0, settings are chosen there")
+    check_names(size.policies)
     out = Path(config.out)
     trio = setup.load_models(config)
     splits = {
@@ -70,13 +77,15 @@ def run(config: ConfigDict) -> Path:
     work = _Study(config, trio, out)
     # The folder of the test problems is the study's own: made first, it refuses another config.
     with work.folder("test", splits["test"], config.seeds):
-        simple = [p for p in sweep_policies(config) if p.name != "oracle"]
-        work.solve("collected", splits["collected"], COLLECTED_SEEDS, work.runs(simple))
+        collecting = work.runs(collecting_policies(config))
+        work.solve("collected", splits["collected"], COLLECTED_SEEDS, collecting)
         runs = work.runs([*sweep_policies(config), *work.train()])
         work.solve("validation", splits["validation"], VALIDATION_SEEDS, runs)
         if size.hard:
             work.solve("hard", splits["hard"], config.seeds, runs)
     work.solve("test", splits["test"], config.seeds, runs)
+    if size.timed:
+        work.time_each(splits["test"][: size.timed], runs)
     parts = ["validation", "test"] + ["hard"] * bool(size.hard)
     if size.query:
         work.add_query_routers(parts)
@@ -109,12 +118,31 @@ class _Study:
 
     def train(self) -> list[Policy]:
         """Every learned policy; those that an earlier run has saved are only read back."""
-        folder, study = self.out / "policies", self.config.study
-        train_apart(
-            self.out / "collected", folder, tuple(study.worths), self.config.engine.max_steps,
-            study.seed,
+        folder, config = self.out / "policies", self.config
+        order = Order(
+            worths=tuple(map(float, config.study.worths)),
+            thresholds=tuple(sorted(config.sweep.thresholds)),
+            max_steps=config.engine.max_steps, seed=config.study.seed,
         )  # fmt: skip
-        return [load_policy(folder / name) for name in NAMES]
+        train_apart(self.out / "collected", folder, config.study.policies, order)
+        return [load_policy(folder / name) for name in config.study.policies]
+
+    def time_each(self, problems: Sequence[Problem], runs: Runs) -> None:
+        """Time every policy alone at the setting that validation chose, in turns; walltime.json."""
+        path = self.out / "walltime.json"
+        if path.exists():
+            return
+        found = tables(load_result(self.out / "validation"))
+        chosen = [choose_setting(found, policy.full_name) for policy in runs.policies]
+        cells = [Cells(i, choice.index, choice.index + 1)
+                 for i, choice in enumerate(chosen) if choice is not None]  # fmt: skip
+        seconds: dict[Cells, list[float]] = {cell: [] for cell in cells}
+        for cell in tqdm(TIMES * cells, desc="timed alone", unit=" runs"):
+            seconds[cell].append(runs.seconds(problems, self.config.seeds[:1], cell))
+        repeats = [[runs.policies[cell.policy].full_name, cell.lo,
+                    [round(s / len(problems), 6) for s in each]]
+                   for cell, each in seconds.items()]  # fmt: skip
+        atomic_write(path, [dumps({"problems": len(problems), "repeats": repeats}).encode()])
 
     def add_query_routers(self, parts: Sequence[str]) -> None:
         """Train the query-level routers on the collected traces and store what they choose."""

@@ -8,6 +8,7 @@ when the run was killed and resumed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from trim_jax import api, provenance
 from trim_jax.commands import setup
-from trim_jax.engine.engine import Engine, Request, Solution
+from trim_jax.engine.engine import Cells, Engine, Request, Solution
 from trim_jax.engine.loop import initial_carry
 from trim_jax.engine.rows import CALLS
 from trim_jax.eval.report import write_report
@@ -42,7 +43,7 @@ def sweep_policies(config: ConfigDict) -> list[Policy]:
         policies.append(Never())
     if 1 not in thresholds:
         policies.append(Always())
-    if config.sweep.oracle and config.data.source == "arith":
+    if config.sweep.get("oracle") and config.data.source == "arith":
         policies.append(Oracle())
     return policies
 
@@ -129,6 +130,16 @@ class Runs:
             specs[policy.full_name] = PolicySpec(policy.full_name, policy.parameter or None, tuple(dials))
         for name, text in index_files(specs, problems, seeds).items():
             folder.write_file(name, text)
+
+    def seconds(self, problems: Sequence[Problem], seeds: Sequence[int], cells: Cells) -> float:
+        """Wall time of these problems with one setting of one policy alone."""
+        asked = self._requests(problems, seeds, [cells.policy])
+        each = {(request.problem_id, request.seed): request for request in asked}
+        alone = [dataclasses.replace(request, cells=(cells,)) for request in each.values()]
+        begun = time.perf_counter()
+        for _ in self.engine.run(alone):
+            pass
+        return time.perf_counter() - begun
 
     def _requests(self, problems, seeds, chosen: Sequence[int]) -> Iterator[Request]:
         data = self.config.data

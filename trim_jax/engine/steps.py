@@ -6,7 +6,8 @@ others as they are. Section 1 of the method, in code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -134,8 +135,8 @@ def finish_drafts(rows: Rows, tables: TokenTables) -> Rows:
 def decide(rows: Rows, policies: Sequence[base.Policy], width: int) -> Rows:
     """DECIDING rows become ACCEPTED, REJECTED, or PARTING where their cells disagree.
 
-    They are taken out `width` at a time: a learned policy's network is not free, and every policy
-    is asked for all its settings.
+    They are taken out `width` at a time: a learned policy's network is not free, and is asked for
+    all its settings. A policy that none of these rows stands for is not asked.
     """
 
     def some(rows):
@@ -143,23 +144,41 @@ def decide(rows: Rows, policies: Sequence[base.Policy], width: int) -> Rows:
         index = jnp.nonzero(rows.phase == R.DECIDING, size=min(width, B), fill_value=B)[0]
         mine = jax.tree.map(lambda x: x.at[index].get(mode="clip"), rows)
         obs = observe(mine)
-        ask = lambda i, policy, dial: policy.decide(dial, obs, mine.states[i])[0]  # noqa: E731
-        action, leaving = _common(mine.cells, _of_every_cell(policies, ask, len(index)))
+        answers = [
+            jax.lax.cond(
+                own.any(),
+                functools.partial(_ask, policy, own, obs),
+                lambda state, own=own: (jnp.zeros(own.shape, jnp.int32), state),
+                state,
+            )
+            for policy, own, state in zip(policies, _own(policies, mine.cells), mine.states)
+        ]
+        codes = jnp.concatenate([code for code, _ in answers], axis=1)
+        action, leaving = _common(mine.cells, codes)
         agreed = ~leaving.any(axis=1)
         phase = jnp.where(action == base.ACCEPT, R.ACCEPTED, R.REJECTED)
         phase = jnp.where(agreed, phase, R.PARTING)
         put = lambda full, new: full.at[index].set(new, mode="drop")  # noqa: E731
-        states = []
-        for policy, dial, state, old in zip(
-            policies, _dials(policies, mine.cells), mine.states, rows.states
-        ):
-            after = policy.decide(dial, obs, state)[1]
-            states.append(jax.tree.map(put, old, where(agreed, after, state)))
+        after = where(agreed, tuple(state for _, state in answers), mine.states)
         return rows.replace(
-            phase=put(rows.phase, phase), leaving=put(rows.leaving, leaving), states=tuple(states)
-        )
+            phase=put(rows.phase, phase), leaving=put(rows.leaving, leaving),
+            states=jax.tree.map(put, rows.states, after),
+        )  # fmt: skip
 
     return jax.lax.while_loop(lambda rows: (rows.phase == R.DECIDING).any(), some, rows)
+
+
+def _ask(
+    policy: base.Policy, own: jax.Array, obs: base.Observation, state: Any
+) -> tuple[jax.Array, Any]:
+    """Actions int32 [B, n] of all settings of a policy, and its state after the decision.
+
+    The state is that of the first setting in `own`, bool [B, n]; the others that stay agree with it.
+    """
+    dials = jnp.asarray(policy.settings, jnp.float32)
+    full = jnp.broadcast_to(dials[:, None], own.T.shape)
+    actions = jax.vmap(lambda dial: policy.decide(dial, obs, state)[0])(full)
+    return actions.T.astype(jnp.int32), policy.decide(dials[jnp.argmax(own, axis=1)], obs, state)[1]
 
 
 def plan(rows: Rows, policies: Sequence[base.Policy], max_step_tokens: int) -> Rows:
@@ -167,14 +186,16 @@ def plan(rows: Rows, policies: Sequence[base.Policy], max_step_tokens: int) -> R
     planning = rows.phase == R.PLANNING
     obs = observe(rows)
 
-    def ask(i, policy, dial):
-        code = policy.plan(dial, obs, rows.states[i])
+    codes = []
+    for policy, state in zip(policies, rows.states):
+        dials = jnp.asarray(policy.settings, jnp.float32)
+        full = jnp.broadcast_to(dials[:, None], (len(dials), len(planning)))
+        code = jax.vmap(lambda dial, p=policy, state=state: p.plan(dial, obs, state))(full)
         if policy.peeks:
             again = (code == base.PEEK) & ~jnp.isnan(obs.first_entropy)
             code = jnp.where(again, base.DRAFT, code)
-        return code
-
-    code, leaving = _common(rows.cells, _of_every_cell(policies, ask, len(planning)))
+        codes.append(code.T.astype(jnp.int32))
+    code, leaving = _common(rows.cells, jnp.concatenate(codes, axis=1))
     phase = jnp.where(code == base.LARGE, R.WRITING, R.DRAFTING)
     if any(policy.peeks for policy in policies):
         phase = jnp.where(code == base.PEEK, R.PEEKING, phase)
@@ -189,32 +210,16 @@ def plan(rows: Rows, policies: Sequence[base.Policy], max_step_tokens: int) -> R
     return rows
 
 
-def _of_every_cell(
-    policies: Sequence[base.Policy], ask: Callable[[int, base.Policy, jax.Array], jax.Array], rows: int
-) -> jax.Array:
-    """int32 [rows, C]: what `ask(i, policy, dial)` gives for every setting of every policy."""
-    codes = []
-    for i, policy in enumerate(policies):
-        dials = jnp.asarray(policy.settings, jnp.float32)
-        full = jnp.broadcast_to(dials[:, None], (len(dials), rows))
-        codes.append(jax.vmap(lambda dial, i=i, policy=policy: ask(i, policy, dial))(full))
-    return jnp.concatenate(codes).T.astype(jnp.int32)
-
-
 def _common(cells: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of `codes` [B, C]: that of each row's first cell [B], and the cells [B, C] with another."""
     first = take_at(codes, jnp.argmax(cells, axis=1))
     return first, cells & (codes != first[:, None])
 
 
-def _dials(policies: Sequence[base.Policy], cells: jax.Array) -> list[jax.Array]:
-    """For each policy a setting [B] that the row stands for, or any where it stands for none."""
-    dials, begin = [], 0
-    for policy in policies:
-        own = cells[:, begin : begin + len(policy.settings)]
-        dials.append(jnp.asarray(policy.settings, jnp.float32)[jnp.argmax(own, axis=1)])
-        begin += len(policy.settings)
-    return dials
+def _own(policies: Sequence[base.Policy], cells: jax.Array) -> list[jax.Array]:
+    """The cells [B, n] of each policy."""
+    ends = np.cumsum([len(policy.settings) for policy in policies])
+    return jnp.split(cells, ends[:-1], axis=1)
 
 
 def _after_peek(rows: Rows, mask: jax.Array, max_step_tokens: int) -> Rows:

@@ -15,6 +15,7 @@ from trim_jax.errors import CheckpointError
 from trim_jax.policies.base import Policy
 from trim_jax.policies.features import Features
 from trim_jax.policies.learned import Agg, Q
+from trim_jax.policies.neighbours import Glimp, LogLik, Rsd
 from trim_jax.policies.pomdp import FilteredPomdp, Pomdp
 from trim_jax.policies.sequence import Seq
 from trim_jax.policies.simple import Threshold
@@ -22,7 +23,8 @@ from trim_jax.policies.takeover import Takeover
 from trim_jax.results import atomic_write
 
 FAMILIES: dict[str, type[Policy]] = {
-    family.name: family for family in (Agg, Seq, Q, Pomdp, FilteredPomdp, Threshold)
+    family.name: family
+    for family in (Agg, Seq, Q, Pomdp, FilteredPomdp, Threshold, Rsd, Glimp, LogLik)
 } | {"takeover": Takeover}
 DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
 

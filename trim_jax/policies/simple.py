@@ -87,6 +87,21 @@ class Random(base.Policy):
 
 
 @dataclasses.dataclass(frozen=True)
+class Detour(base.Policy):
+    """The large model rewrites step s and no other: for collecting, not for routing.
+
+    With one setting for each step, its traces hold both models' next step after every text that the
+    small model writes, and what comes of each.
+    """
+
+    name: ClassVar[str] = "detour"
+    parameter: ClassVar[str] = "step"
+
+    def decide(self, dial, obs, state):
+        return jnp.where(obs.t == dial, base.REGENERATE, base.ACCEPT), state
+
+
+@dataclasses.dataclass(frozen=True)
 class Oracle(base.Policy):
     """Upper bound: sees the true label and regenerates a draft iff it is the first wrong step.
 

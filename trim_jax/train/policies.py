@@ -12,6 +12,8 @@ a dash is a variant for the ablation, trained or solved under its own rule:
   -separate   one network for each price, where Seq has one for all
   -takeover   the first intervention hands the rest of the solution to the large model
 
+The neighbours rsd, glimp and loglik have nothing to learn and stand here to be named like the rest.
+
 All this happens in a process of its own (`train_apart`). On a CPU with two cores XLA's threads can
 wait for each other for ever in loops as deep as PPO's (jaxlib 0.10.2, seen about once in ten runs
 even with `loop_options`); a process that has finished nothing for a while is started again.
@@ -37,6 +39,7 @@ from trim_jax.eval.traces import Trace, load_result
 from trim_jax.policies.base import Policy
 from trim_jax.policies.features import Features
 from trim_jax.policies.learned import Agg, Priced, Q
+from trim_jax.policies.neighbours import Glimp, LogLik, Rsd
 from trim_jax.policies.pomdp import FilteredPomdp, Pomdp
 from trim_jax.policies.saved import is_saved, load_policy, save_policy
 from trim_jax.policies.sequence import Seq
@@ -58,6 +61,10 @@ ATTEMPTS = 3
 PPO = ppo.PpoConfig(updates=600, learning_rate=2e-3)
 # The sequence network is an order of magnitude dearer and serves all prices at once.
 PPO_SEQ = ppo.PpoConfig(updates=300, problems=16, learning_rate=1e-3, validation_problems=128)
+
+# Settings of the neighbours whose dial is neither a score nor a price.
+ENTROPIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
+LIKELIHOODS = (-3.0, -2.0, -1.5, -1.0, -0.7, -0.5, -0.35, -0.25, -0.15, -0.1, -0.05, -0.02)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +169,11 @@ class Recipe:
     after: tuple[str, ...] = ()
 
 
+def given(policy: Policy) -> Training:
+    """A policy with nothing to learn."""
+    return Training(policy, seconds=0.0, steps=0)
+
+
 RECIPES = {
     "pomdp": Recipe(lambda m: m.solved(Pomdp)),
     "pomdp-no_last": Recipe(lambda m: m.solved(Pomdp, sees_last=False)),
@@ -177,9 +189,10 @@ RECIPES = {
     "q-takeover": Recipe(lambda m: m.regression(m.q(), hands_over=True)),
     "seq": Recipe(lambda m: m.ppo(m.seq(), PPO_SEQ)),
     "seq-separate": Recipe(lambda m: m.ppo(m.seq(price=False), PPO_SEQ)),
-    "thr-takeover": Recipe(
-        lambda m: Training(takeover(Threshold(m.order.thresholds)), seconds=0.0, steps=0)
-    ),
+    "thr-takeover": Recipe(lambda m: given(takeover(Threshold(m.order.thresholds)))),
+    "rsd": Recipe(lambda m: given(Rsd(m.order.thresholds))),
+    "glimp": Recipe(lambda m: given(Glimp(ENTROPIES))),
+    "loglik": Recipe(lambda m: given(LogLik(LIKELIHOODS))),
 }  # fmt: skip
 
 
