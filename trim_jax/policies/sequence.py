@@ -5,11 +5,16 @@ the draft. A rewrite replaces its draft in that sequence, so in training a solut
 streams: the steps that stood, causal, and the drafts, each of which sees the steps before it and
 itself. While routing, each row keeps the keys and values of the steps that stood, and a decision
 adds two tokens: the last step that stood, and the draft. Both give the same numbers.
+
+The price joins behind the transformer only, where its last vector turns into logits and a value.
+What a row keeps is therefore the same at every price: all of them can share it, and the transformer
+runs once for all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -19,7 +24,7 @@ import jax.numpy as jnp
 
 from trim_jax.policies import base
 from trim_jax.policies.features import log_worth
-from trim_jax.policies.learned import Priced, choose, own_network
+from trim_jax.policies.learned import ActorCritic, Priced, choose, own_network
 
 
 class Layer(nn.Module):
@@ -48,7 +53,7 @@ class Layer(nn.Module):
 
 
 class SequenceNet(nn.Module):
-    """Transformer with an actor and a critic head; see `whole` and `advance`."""
+    """Transformer over steps, `whole` or step by step (`advance`), and heads of its vectors."""
 
     layers: int = 2
     width: int = 64
@@ -58,15 +63,18 @@ class SequenceNet(nn.Module):
         self.embed = nn.Dense(self.width)
         self.blocks = [Layer(self.width, self.heads) for _ in range(self.layers)]
         self.norm = nn.LayerNorm()
-        self.actor = nn.Dense(2, kernel_init=nn.initializers.orthogonal(0.01))
-        self.critic = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))
+        self.actor_critic = ActorCritic(self.width)
 
-    def _heads(self, x):
-        x = self.norm(x)
-        return self.actor(x), self.critic(x)[..., 0]
+    def weigh(self, x: jax.Array, price: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits [..., 2] and values [...] of vectors [..., D]; `price` [..., 1], or [..., 0]."""
+        return self.actor_critic(jnp.concatenate([x, price], axis=-1))
 
-    def whole(self, stood: jax.Array, drafts: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits [N, M, 2] and values [N, M] at every step of solutions.
+    def evaluate(self, stood: jax.Array, drafts: jax.Array, price: jax.Array):
+        """Logits [N, M, 2] and values [N, M] at every step of solutions; `price` [N, M, 1 or 0]."""
+        return self.weigh(self.whole(stood, drafts), price)
+
+    def whole(self, stood: jax.Array, drafts: jax.Array) -> jax.Array:
+        """Vectors [N, M, D] of every draft of solutions.
 
         Args:
           stood, drafts: tokens [N, M, F] of the steps that stood and of the drafts.
@@ -80,10 +88,12 @@ class SequenceNet(nn.Module):
         for block in self.blocks:
             q, k, v = block.project(x)
             x = block.finish(x, q, k, v, jnp.broadcast_to(mask, (len(x), 2 * M, 2 * M)))
-        return self._heads(x[:, M:])
+        return self.norm(x[:, M:])
 
-    def advance(self, kv, t: jax.Array, last: jax.Array, draft: jax.Array):
-        """Logits [B, 2], values [B] and the keys and values after one decision.
+    def advance(
+        self, kv: jax.Array, t: jax.Array, last: jax.Array, draft: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Vectors [B, D] of drafts, and the keys and values with the last step that stood.
 
         Args:
           kv: float32 [layers, 2, B, M, D], of the steps that stood before the last one.
@@ -106,7 +116,7 @@ class SequenceNet(nn.Module):
             kept.append(jnp.stack([all_k, all_v]))
             with_draft = lambda old, new: jnp.concatenate([old, new[:, 1:]], axis=1)  # noqa: E731
             x = block.finish(x, q, with_draft(all_k, k), with_draft(all_v, v), mask)
-        return *self._heads(x[:, 1]), jnp.stack(kept)
+        return self.norm(x[:, 1]), jnp.stack(kept)
 
 
 @flax.struct.dataclass
@@ -129,15 +139,14 @@ class Seq(Priced):
     """TRIM-Seq, with the same training as TRIM-Agg (`trim_jax.train.ppo`).
 
     Attributes:
-      price: one network for all prices, which sees the price; otherwise one for each, as in the
-        paper. Every leaf of `weights` has a leading axis of networks, of length 1 with `price`.
+      price: one network for all prices, whose heads see the price; otherwise one for each, as in
+        the paper. Every leaf of `weights` has a leading axis of networks, of length 1 with `price`.
       max_steps: no solution is longer; the engine's `max_steps`.
       layers, width, heads: of the transformer (ours: the paper gives none).
       token_scale, step_scale: lengths and step numbers are divided by these.
     """
 
     name: ClassVar[str] = "seq"
-    state_knows_dial: ClassVar[bool] = True  # each price has keys and values of its own
     price: bool = True
     max_steps: int = 30
     layers: int = 2
@@ -151,32 +160,38 @@ class Seq(Priced):
         return 1 if self.price else len(self.settings)
 
     @property
+    def state_knows_dial(self) -> bool:
+        return not self.price  # each network has keys and values of its own
+
+    @property
     def network(self) -> SequenceNet:
         return SequenceNet(self.layers, self.width, self.heads)
 
-    def token(
-        self, score: jax.Array, tokens: jax.Array, t: jax.Array, worth: jax.Array
-    ) -> jax.Array:
-        """float32 [..., F] of one step; an unscored one (NaN) counts as scored 1."""
+    def token(self, score: jax.Array, tokens: jax.Array, t: jax.Array) -> jax.Array:
+        """float32 [..., 3] of one step; an unscored one (NaN) counts as scored 1."""
         columns = [
             jnp.where(jnp.isnan(score), 1.0, score),
             tokens / self.token_scale,
             (t + 1) / self.step_scale,
         ]
-        columns += [log_worth(worth)] if self.price else []
         return jnp.stack([x.astype(jnp.float32) for x in jnp.broadcast_arrays(*columns)], axis=-1)
+
+    def seen_price(self, worth: jax.Array) -> jax.Array:
+        """float32 [..., 1], what the heads see of the price; [..., 0] where they see none."""
+        return log_worth(worth)[..., None] if self.price else jnp.zeros([*worth.shape, 0])
 
     def init_weights(self, key: jax.Array) -> Any:
         """Parameters of one network, without the leading axis."""
-        x = jnp.zeros([1, 2, 3 + self.price])
-        return self.network.init(key, x, x, method="whole")["params"]
+        steps, price = jnp.zeros([1, 2, 3]), self.seen_price(jnp.ones([1, 2]))
+        return self.network.init(key, steps, steps, price, method="evaluate")["params"]
 
     def evaluate(self, params: Any, episodes: Any) -> tuple[jax.Array, jax.Array]:
         """Logits [N, M, 2] and values [N, M] of one network, of `train.episodes.Episodes`."""
-        t, worth = jnp.arange(episodes.mask.shape[-1]), episodes.worth[..., None]
-        stood = self.token(episodes.score, episodes.tokens, t, worth)
-        drafts = self.token(episodes.draft_score, episodes.draft_tokens, t, worth)
-        return self.network.apply({"params": params}, stood, drafts, method="whole")
+        t = jnp.arange(episodes.mask.shape[-1])
+        stood = self.token(episodes.score, episodes.tokens, t)
+        drafts = self.token(episodes.draft_score, episodes.draft_tokens, t)
+        price = self.seen_price(jnp.broadcast_to(episodes.worth[..., None], episodes.mask.shape))
+        return self.network.apply({"params": params}, stood, drafts, price, method="evaluate")
 
     def init(self, rows):
         zero = jnp.zeros([rows], jnp.int32)
@@ -188,14 +203,14 @@ class Seq(Priced):
         n_tokens = jnp.where(rewritten > 0, rewritten, state.draft_tokens)
         before = jnp.maximum(obs.t - 1, 0)
         score = jnp.take_along_axis(obs.scores, before[:, None], axis=1)[:, 0]
-        last = self.token(score, n_tokens, before, dial)
-        draft = self.token(obs.draft_score, obs.draft_tokens, obs.t, dial)
+        last = self.token(score, n_tokens, before)
+        draft = self.token(obs.draft_score, obs.draft_tokens, obs.t)
         kv = jnp.moveaxis(state.kv, 0, 2)
 
         def run(params):
-            logits, _, after = self.network.apply(
-                {"params": params}, kv, obs.t, last, draft, method="advance"
-            )
+            ask = functools.partial(self.network.apply, {"params": params})
+            x, after = ask(kv, obs.t, last, draft, method="advance")
+            logits, _ = ask(x, self.seen_price(dial), method="weigh")
             return logits, jnp.moveaxis(after, 2, 0)
 
         logits, after = jax.tree.map(
