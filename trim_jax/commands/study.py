@@ -26,7 +26,7 @@ from trim_jax.commands.collect import collecting_policies
 from trim_jax.commands.sweep import VALIDATION_SEEDS, Runs, open_part, sweep_policies
 from trim_jax.engine.engine import Cells
 from trim_jax.errors import ConfigError
-from trim_jax.eval import figures, selected, study
+from trim_jax.eval import figures, selected, sharing, study
 from trim_jax.eval.summary import choose_setting
 from trim_jax.eval.report import write_report
 from trim_jax.eval.traces import Result, load_result, tables
@@ -164,7 +164,8 @@ class _Study:
             summary = json.loads((page.parent / "summary.json").read_text())
             summaries.append(summary | {"name": part})
             tables.append(f"## {part}: {summary['problems']} problems, seeds "
-                          f"{', '.join(map(str, summary['seeds']))}\n\n{study.table(summary)}")
+                          f"{', '.join(map(str, summary['seeds']))}\n\n{study.table(summary)}"
+                          f"\n{sharing.sentence(result)}\n")
         drawn = study.figure(summaries)
         process, _ = fit_traces(self.out / "collected", self.config.engine.max_steps)
         predicted = compare.compare(process, results["test"])
