@@ -37,10 +37,9 @@ from trim_jax.query.outcomes import from_result
 from trim_jax.query.router import Fitted
 from trim_jax.results import ResultFolder, atomic_write, dumps
 from trim_jax.sim import compare
-from trim_jax.sim.fit import fit_traces
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem, load_problems
-from trim_jax.train.policies import Order, check_names, train_apart
+from trim_jax.train.policies import Order, check_names, fitted_environment, train_apart
 
 COLLECTED_SEEDS = (0,)
 TIMES = 3  # that each policy is timed
@@ -167,8 +166,13 @@ class _Study:
                           f"{', '.join(map(str, summary['seeds']))}\n\n{study.table(summary)}"
                           f"\n{sharing.sentence(result)}\n")
         drawn = study.figure(summaries)
-        process, _ = fit_traces(self.out / "collected", self.config.engine.max_steps)
-        predicted = compare.compare(process, results["test"])
+        process, _ = fitted_environment(self.out / "collected", self.config.engine.max_steps)
+        learned = {name: load_policy(self.out / "policies" / name)
+                   for name in self.config.study.policies}  # fmt: skip
+        known = compare.known_policies(results["test"]) | {
+            name: policy for name, policy in learned.items() if not (policy.peeks or policy.judges)
+        }  # the simulator has no language model to look into
+        predicted = compare.compare(process, results["test"], known)
         files = {
             "table.md": "\n".join(tables).encode(),
             "study.png": figures.to_png(drawn),

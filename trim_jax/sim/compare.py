@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -16,11 +17,14 @@ from trim_jax.eval.summary import find_anchor, label_of
 from trim_jax.eval.traces import Result, tables
 from trim_jax.policies.base import Policy
 from trim_jax.policies.simple import Always, Oracle, Random, Threshold
-from trim_jax.sim.env import rollout
+from trim_jax.sim.env import Rollout, rollout
 from trim_jax.sim.process import Process
 
 ROWS = 50_000  # simulated problems; the standard error of an accuracy is 0.2 points
 RESAMPLES = 1000
+# Policies with a larger state than this many bytes a row are simulated one setting at a time, on as
+# many rows as fit the memory.
+LARGE_STATE, MEMORY = 1024, 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ def known_policies(result: Result) -> dict[str, Policy]:
 def compare(
     process: Process, result: Result, policies: dict[str, Policy] | None = None, seed: int = 0
 ) -> list[Comparison]:
-    """Predicts `policies` (by default all that need no weights) of a recorded run.
+    """Predicts `policies` of a recorded run, by name; by default those that need no weights.
 
     Raises:
       ResultError: the run has no strong-only anchor, or cells without a trace.
@@ -80,7 +84,7 @@ def compare(
     out = []
     for name, policy in policies.items():
         table = found[name]
-        simulated = rollout(process, policy, key, ROWS)
+        simulated = _simulate(process, policy, key)
         share = lambda tokens, full: tokens / full[..., :1]  # noqa: E731
         low, high = _interval(drawn.means(table.correct))
         accuracy = Series(
@@ -98,6 +102,15 @@ def compare(
     return out
 
 
+def _simulate(process: Process, policy: Policy, key: jax.Array) -> Rollout:
+    state = sum(x.nbytes for x in jax.tree.leaves(policy.init(1)))
+    if state <= LARGE_STATE:
+        return rollout(process, policy, key, ROWS)
+    rows = min(ROWS, MEMORY // state)
+    each = [rollout(process, policy, key, rows, (dial,)) for dial in policy.settings]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *each)
+
+
 def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = interval(samples)
     return found.low, found.high
@@ -105,9 +118,10 @@ def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def table_of(comparisons: Sequence[Comparison]) -> str:
     """The comparison in text: settings within their intervals, and mean absolute errors."""
-    lines = [f"{'policy':<10}{'settings':>9}{'accuracy':>26}{'strong tokens':>26}"]
+    wide = 2 + max(len(c.policy) for c in comparisons)
+    lines = [f"{'policy':<{wide}}{'settings':>9}{'accuracy':>26}{'strong tokens':>26}"]
     for c in comparisons:
-        parts = [f"{c.policy:<10}{len(c.settings):>9}"]
+        parts = [f"{c.policy:<{wide}}{len(c.settings):>9}"]
         for series, width in ((c.accuracy, 26), (c.share, 26)):
             text = f"{series.inside.sum()} inside, {100 * series.mean_error:.2f} points"
             parts.append(f"{text:>{width}}")
