@@ -12,7 +12,7 @@ from tiny_process import ENV
 from trim_jax.policies.features import Features
 from trim_jax.policies.learned import Agg
 from trim_jax.train import ppo
-from trim_jax.train.episodes import play, summarize
+from trim_jax.train.episodes import play
 from trim_jax.train.ppo import PpoConfig
 
 WORTHS = (20.0, 60.0, 1000.0)
@@ -91,21 +91,21 @@ def test_actions_are_drawn_with_the_probabilities_that_the_update_takes_for_the_
 def test_an_update_without_a_learning_rate_changes_nothing(played):
     policy, params, episodes = played
     config = PpoConfig(learning_rate=0.0)
-    learner = ppo.start(config, policy, jax.random.key(3))
+    learner = ppo.start(config, params)
     after = ppo.update(config, policy, learner, episodes)
     assert int(after.updates) == 1
     jax.tree.map(np.testing.assert_array_equal, after.params, params)
 
 
 def test_steps_after_the_end_teach_nothing(played):
-    policy, _, episodes = played
+    policy, params, episodes = played
     short = episodes.replace(mask=episodes.mask.at[:, -1].set(False))
     garbled = short.replace(
         draft_score=short.draft_score.at[:, -1].set(0.123),
         reward=short.reward.at[:, -1].set(99.0), action=short.action.at[:, -1].set(1),
         strong_tokens=short.strong_tokens.at[:, -1].set(12345),
     )  # fmt: skip
-    learner = ppo.start(CONFIG, policy, jax.random.key(3))
+    learner = ppo.start(CONFIG, params)
     one, other = (ppo.update(CONFIG, policy, learner, e) for e in (short, garbled))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, other.params
@@ -125,27 +125,3 @@ def test_agg_finds_the_best_policy_of_the_tiny_process_at_every_price(price):
         best = trained.validation.objective.max(axis=1)
         np.testing.assert_allclose(best, spent, atol=0.05)
     assert list(trained.steps) == [3 * 64 * 3 * 150, 3 * 512 * 3 * 5]
-
-
-def test_fit_on_rollouts_from_elsewhere_learns_too():
-    """The caller plays; here in the tiny process, elsewhere in the routed engine."""
-    policy = Agg((60.0, 1000.0), features=TINY)
-    config = PpoConfig(updates=60, validations=3, learning_rate=5e-3, problems=64)
-
-    def playing(weights, explore, key, n):
-        alone = lambda w, key, worth: play(  # noqa: E731
-            ENV,
-            Agg((1.0,), jax.tree.map(lambda x: x[None], w), explore, TINY),
-            key,
-            jnp.full([n], worth),
-        )
-        return jax.vmap(alone, (0, None, 0))(weights, key, jnp.array(policy.settings))
-
-    rollout = jax.jit(lambda w, i: playing(w, True, jax.random.fold_in(jax.random.key(5), i), 64))
-    validate = jax.jit(lambda w: summarize(playing(w, False, jax.random.key(6), 256)))
-    trained = ppo.fit(config, policy, rollout, validate, jax.random.key(1))
-    policy = dataclasses.replace(policy, weights=trained.weights)
-    assert trained.validation.objective.shape == (2, 3)
-    assert trained.steps[0] == 60 * 2 * 64 * 3
-    assert tiny_process.regret(policy, 1000.0) < 0.02
-    assert tiny_process.regret(policy, 60.0) < 0.08

@@ -101,7 +101,7 @@ def test_outcomes_after_the_excursion_are_those_of_the_policy_itself(trained):
 def test_only_batches_that_were_played_are_learned_from():
     """What the memory holds before it is filled never reaches a gradient."""
     config = dataclasses.replace(CONFIG, memory=3, problems=4, rows=64)
-    learner = q.start(config, POLICY, jax.random.key(0), 3)
+    learner = q.start(config, POLICY, POLICY.init_weights(jax.random.key(0)), 3)
     assert learner.memory.use.shape == (3, 2, 2, 3)
     spoiled = learner.memory._replace(features=learner.memory.features * jnp.nan)
     learner = learner._replace(memory=spoiled)
@@ -120,19 +120,3 @@ def test_prices_are_spread_evenly_over_the_range():
     prices = np.asarray(q.spread(q.QConfig(problems=20), 10.0, 1000.0, jax.random.key(0)))
     assert len(prices) == 10 and 10 <= prices[0] and prices[-1] <= 1000
     np.testing.assert_allclose(np.diff(np.log10(prices)), 0.2, rtol=1e-4)
-
-
-def test_fit_on_rollouts_from_elsewhere_learns_too():
-    config = dataclasses.replace(CONFIG, iterations=20)
-
-    @jax.jit
-    def rollout(weights, i):
-        key = jax.random.fold_in(jax.random.key(5), i)
-        worth = q.spread(config, 10.0, 2000.0, key)
-        ways = q.both_ways(dataclasses.replace(POLICY, weights=weights))
-        return jax.tree.map(lambda *x: jnp.stack(x), *(play(ENV, w, key, worth) for w in ways))
-
-    got = q.fit(config, POLICY, rollout, jax.random.key(1))
-    policy = dataclasses.replace(POLICY, weights=got.weights)
-    assert tiny_process.regret(policy, 1000.0) < 0.03
-    assert int(got.steps) == 20 * 256 * 3

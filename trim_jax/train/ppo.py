@@ -3,7 +3,7 @@
 The losses are pure functions of one step or one solution, vmapped by the caller. An update takes
 complete `Episodes` that were played by exactly the weights it starts from, so it works out their
 old log-probabilities and values itself, and its first ratio is 1. They may come from the simulator
-(`make_train`, one jitted scan) or from the routed engine (`fit`).
+(`make_train`, one jitted scan) or from the routed engine (`train.tuning`).
 """
 
 from __future__ import annotations
@@ -129,9 +129,8 @@ def optimizer(config: PpoConfig) -> optax.GradientTransformation:
     )
 
 
-def start(config: PpoConfig, policy: Any, key: jax.Array) -> Learner:
-    """A new network of `policy`."""
-    params = policy.init_weights(key)
+def start(config: PpoConfig, params: Any) -> Learner:
+    """Training of one network that begins at `params`."""
     return Learner(params, optimizer(config).init(params), jnp.zeros([], jnp.int32))
 
 
@@ -199,7 +198,7 @@ def make_train(config: PpoConfig, policy: Agg, env: Environment) -> Callable[[ja
 
     def train_network(key, prices):
         key, first, held_out = jax.random.split(key, 3)
-        learner = start(config, policy, first)
+        learner = start(config, policy.init_weights(first))
         best = (learner.params, -jnp.inf)
         batch = jnp.tile(prices, config.problems)
         trial = jnp.tile(prices, config.validation_problems)
@@ -226,43 +225,3 @@ def make_train(config: PpoConfig, policy: Agg, env: Environment) -> Callable[[ja
         return Trained(weights, seen, steps.sum(axis=0))
 
     return jit(train)
-
-
-def fit(
-    config: PpoConfig,
-    policy: Agg,
-    rollout: Callable[[Any, int], Episodes],
-    validate: Callable[[Any], Any],
-    key: jax.Array,
-) -> Trained:
-    """The same training on solutions from elsewhere: the routed engine, or a recording of it.
-
-    Args:
-      rollout: (weights, number of the update) -> `Episodes` [networks, N, M], played by
-        `policy` with these weights and `explore=True`; N and M are always the same.
-      validate: weights -> `Summary` [networks] of the greedy policy on held-out problems.
-    """
-    first = jit(jax.vmap(lambda key: start(config, policy, key)))
-    improve = jit(jax.vmap(lambda learner, episodes: update(config, policy, learner, episodes)))
-    learner = first(jax.random.split(key, policy.networks))
-    every = config.updates // config.validations
-    best, score = learner.params, jnp.full([policy.networks], -jnp.inf)
-    history, steps = [], [0, 0]
-    for i in range(config.updates):
-        episodes = rollout(learner.params, i)
-        learner = improve(learner, episodes)
-        steps[0] += int(episodes.mask.sum())
-        if (i + 1) % every == 0:
-            seen = validate(learner.params)
-            best = keep(seen.objective > score, learner.params, best)
-            score = jnp.maximum(score, seen.objective)
-            history.append(seen)
-            steps[1] += int(seen.steps.sum())
-    validation = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *history)
-    return Trained(best, validation, jnp.asarray(steps))
-
-
-def keep(better: jax.Array, new: Any, old: Any) -> Any:
-    """For each network (leading axis) `new` where `better`, else `old`."""
-    pick = lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
-    return jax.tree.map(pick, new, old)

@@ -147,9 +147,8 @@ def optimizer(config: QConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.norm), optax.adam(rate))
 
 
-def start(config: QConfig, policy: Q, key: jax.Array, max_steps: int) -> Learner:
-    """A new network, and no solutions yet."""
-    params = policy.init_weights(key)
+def start(config: QConfig, policy: Q, params: Any, max_steps: int) -> Learner:
+    """Training that begins at `params`, and no solutions yet."""
     size = min(config.memory, config.iterations)
     shape = (size, config.problems // 2, 2, max_steps)
     number, no = jnp.zeros(shape), jnp.zeros(shape, bool)
@@ -228,38 +227,9 @@ def make_train(config: QConfig, policy: Q, env: Environment) -> Callable[[jax.Ar
 
     def train(key):
         first, key = jax.random.split(key)
-        learner = start(config, policy, first, env.max_steps)
+        learner = start(config, policy, policy.init_weights(first), env.max_steps)
         keys = jax.random.split(key, config.iterations)
         learner, (right, tokens, steps) = jax.lax.scan(one_iteration, learner, keys)
         return Trained(learner.average, right, tokens, steps.sum())
 
     return jit(train)
-
-
-def fit(
-    config: QConfig,
-    policy: Q,
-    rollout: Callable[[Any, int], Episodes],
-    key: jax.Array,
-) -> Trained:
-    """The same training on solutions from elsewhere: the routed engine, or a recording of it.
-
-    Args:
-      rollout: (weights, number of the iteration) -> `Episodes` [2, problems / 2, M] of the two
-        policies of `both_ways` with these weights on the same problems and seeds, at prices over
-        the whole range.
-    """
-    improve = jit(lambda *x: update(config, policy, *x))
-    first, key = jax.random.split(key)
-    learner, seen = None, []
-    params = policy.init_weights(first)
-    for i, batches in enumerate(jax.random.split(key, config.iterations)):
-        episodes = rollout(params, i)
-        if learner is None:
-            learner = start(config, policy, first, episodes.mask.shape[-1])
-        learner = improve(learner, episodes, batches)
-        params = learner.params
-        right, tokens = (x[..., 0].mean() for x in episodes.outcome())
-        seen.append((right, tokens, episodes.mask.sum()))
-    right, tokens, steps = (jnp.stack(x) for x in zip(*seen))
-    return Trained(learner.average, right, tokens, steps.sum())

@@ -1,0 +1,99 @@
+"""Solutions of the models as episodes: each price as if alone, and what explored where."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from trim_jax import api
+from trim_jax.engine.engine import EngineConfig
+from trim_jax.errors import DataError
+from trim_jax.policies import base
+from trim_jax.policies.features import Features
+from trim_jax.policies.learned import Q, excursion
+from trim_jax.tasks.data import Problem
+from trim_jax.train import q
+from trim_jax.train.rollouts import Player
+
+WORTHS = (5.0, 60.0, 1000.0)
+POLICY = Q(WORTHS, features=Features(price=True, logit=True, token_scale=6.0, step_scale=6.0),
+           excursions=4, token_unit=10.0)  # fmt: skip
+PROBLEMS = [Problem(f"p{i}", "abc"[: 1 + i % 3], "", str(i), None, "tiny") for i in range(12)]
+SIZE = EngineConfig(slots=8, rows=4, tail_rows=4, max_context=96, max_steps=6,
+                    max_step_tokens=10, decode_chunk=4, extend_chunk=8)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trio():
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    own = tiny.tiny_trio()
+    folders = {name: Path(name) for name in ("small", "large", "prm")}
+    return api.Trio(folders, own.models, own.params, tokenizer, own.tables)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Of a network that prefers neither action at once."""
+    return jax.tree.map(lambda x: 3.0 * x, POLICY.init_weights(jax.random.key(3)))
+
+
+@pytest.fixture(scope="module")
+def player(trio, weights):
+    return Player(trio, q.both_ways(dataclasses.replace(POLICY, weights=weights)), SIZE)
+
+
+@pytest.fixture(scope="module")
+def episodes(player, weights):
+    return player.play(weights, PROBLEMS, seed=5)
+
+
+def test_both_ways_part_at_the_step_that_the_drawn_number_tells(episodes):
+    """So the number is the engine's own."""
+    assert episodes.action.shape == (2, 3, 12, 6) and episodes.worth.shape == (2, 3, 12)
+    np.testing.assert_array_equal(episodes.worth[1, :, 4], WORTHS)
+    at = excursion(episodes.uniform[0, 0], POLICY.excursions)
+    reached = 0
+    for way, other in ((0, at.action), (1, 1 - at.action)):
+        for setting in range(3):
+            for i, (step, action) in enumerate(zip(at.step, other)):
+                if episodes.mask[way, setting, i, step]:
+                    assert episodes.action[way, setting, i, step] == action
+                    reached += 1
+    assert reached > 20
+    before = np.arange(6) < np.asarray(at.step)[:, None]
+    same = np.asarray(episodes.action[0] == episodes.action[1])
+    assert same[:, before].all()
+
+
+def test_the_rest_of_a_solution_is_what_the_policy_decides_at_that_price(episodes, weights):
+    policy = dataclasses.replace(POLICY, weights=weights)
+    gain = policy.gain(episodes.features(POLICY.features), episodes.worth[..., None])
+    at = excursion(episodes.uniform, POLICY.excursions)
+    greedy = np.asarray(episodes.mask & (jnp.arange(6) != at.step[..., None]))
+    want = np.where(gain > 0, base.REGENERATE, base.ACCEPT)
+    clear = np.abs(np.asarray(gain)) > 1e-4
+    np.testing.assert_array_equal(np.asarray(episodes.action)[greedy & clear], want[greedy & clear])
+    assert 0.1 < want[greedy].mean() < 0.9, "the network is not lively enough to test anything"
+
+
+def test_prices_that_never_part_are_written_once_and_other_weights_need_no_new_engine(
+    player, weights, episodes
+):
+    before, compiled = player.solutions, player.engine._run._cache_size()
+    assert 24 <= before < 72
+    again = player.play(jax.tree.map(jnp.zeros_like, weights), PROBLEMS, seed=5)
+    # Without weights nothing is worth its tokens: the prices never part, and the ways only once.
+    assert player.solutions - before <= 24
+    np.testing.assert_array_equal(again.action[:, 0], again.action[:, 2])
+    assert player.engine._run._cache_size() == compiled
+    np.testing.assert_array_equal(again.uniform, episodes.uniform)
+
+
+def test_a_prompt_without_room_is_named(player, weights):
+    with pytest.raises(DataError, match="'long' takes"):
+        player.play(weights, [*PROBLEMS, Problem("long", "a" * 200, "", "1", None, "")], seed=0)
