@@ -181,6 +181,7 @@ def test_every_bound_in_base_belongs_to_a_field():
     base.add_language_model(whole)
     base.add_reward_model(whole)
     base.add_study(whole)
+    base.add_reward_model(whole)
     fields = flatten(whole)
     assert {*base.RANGES, *base.CHOICES} <= fields.keys()
     assert "policy.threshold" in base.RANGES

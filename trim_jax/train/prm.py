@@ -15,7 +15,8 @@ where `<extra_0>` stands for the blank line that it knows; then it stays as it i
 layers learn on top of it.
 
 For an ablation the labels may be noisy: each step's flips with some probability, decided by the
-problem and the text up to it, so that a step that is met again has the same label again.
+problem and the text up to it, so that a step that is met again has the same label again. Which
+steps are learned from stays the same.
 """
 
 from __future__ import annotations
@@ -83,8 +84,9 @@ def prm_examples(
         upto = (texts[: i + 1] for i in range(len(texts)))
         return [good != flipped(problem.id, seen, noise, seed) for good, seen in zip(true, upto)]
 
-    right = labelled(texts, arith.step_labels(problem, texts))
-    learned = right.index(False) + 1 if False in right else len(right)
+    truth = arith.step_labels(problem, texts)
+    learned = truth.index(False) + 1 if False in truth else len(truth)
+    right = labelled(texts, truth)
     bare = [bare_step(step, tables) for step in steps[:learned]]
     examples = [_example(prompt, bare, right[:learned], wanted, tables.separator, 0)]
     for i, step in enumerate(solution.steps[:learned]):
