@@ -168,12 +168,18 @@ def add_study(config: ConfigDict) -> None:
     # Problems of the split hard that the policies are transferred to; 0 for none.
     config.study.hard = 1000
     # Policies beside TRIM-Thr, random and the oracle: pomdp, pomdp_filtered, q, agg, seq, which are
-    # trained; rsd, glimp, loglik; and variants, whose names have a dash (see the config ablation).
+    # trained; rsd, glimp, loglik; variants, whose names have a dash (see the config ablation); and
+    # agg-tuned, q-tuned, seq-tuned, which go on learning from solutions of the models.
     config.study.policies = (
-        "pomdp", "pomdp_filtered", "q", "agg", "seq", "rsd", "glimp", "loglik",
+        "pomdp", "pomdp_filtered", "q", "q-tuned", "agg", "agg-tuned", "seq",
+        "rsd", "glimp", "loglik",
     )  # fmt: skip
     # Settings of the policies with a price: tokens of the large model that a right answer is worth.
     config.study.worths = (15, 25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 2500, 4000)
+    # The tuned policies: rounds, and problems of policy_train a round. As many problems as in a round
+    # are held out for the choice between rounds.
+    config.study.tune_rounds = 8
+    config.study.tune_problems = 200
     # Problems on which each policy is timed alone, at its chosen setting; 0 for no timing.
     config.study.timed = 200
     # Also train the query-level routers.
@@ -213,6 +219,8 @@ RANGES = {
     "study.train": (50, None),
     "study.hard": (0, None),
     "study.timed": (0, None),
+    "study.tune_rounds": (1, None),
+    "study.tune_problems": (1, None),
     "study.worths": (1, None),
     "study.seed": (0, 2**32 - 1),
     "sample.problems": (1, None),

@@ -18,7 +18,8 @@ from trim_jax.train.q import QConfig
 SMALL = ["--config.study.train=50", "--config.data.limit=4", "--config.sweep.validation=4",
          "--config.study.hard=2", "--config.study.worths=30,300", "--config.sweep.bootstrap=50",
          "--config.engine.slots=64", "--config.engine.rows=32", "--config.study.query=false",
-         "--config.sweep.thresholds=0,0.5,0.9,1", "--config.sweep.random=0.5"]  # fmt: skip
+         "--config.sweep.thresholds=0,0.5,0.9,1", "--config.sweep.random=0.5",
+         "--config.study.tune_rounds=1", "--config.study.tune_problems=4", "--config.study.timed=2"]  # fmt: skip
 
 
 @pytest.fixture
@@ -49,14 +50,21 @@ def test_a_study_from_end_to_end_and_again(tmp_path, short):
     if points[0] is not None:  # on so few problems the gap may vanish
         assert points[0]["value"] == points[1]["value"]
     assert (out / "study.png").stat().st_size > 10_000
+    assert "times less" in table
+    timed = json.loads((out / "walltime.json").read_text())
+    assert timed["problems"] == 2 and all(len(each) == 3 for _, _, each in timed["repeats"])
+    # A tuned policy goes on from the one of the simulator, and says what came of it.
+    took = json.loads((out / "policies" / "q-tuned" / "training.json").read_text())
+    assert took["solutions"] > 0 and took["best_round"] in (0, 1)
+    assert make_policy(str(out / "policies" / "q-tuned")).full_name == "q-tuned"
 
     # A trained policy is a policy like any other.
     traces = route(load_problems("arith", "test", 1), make_policy(str(out / "policies" / "q")))
     assert {t.policy for t in traces} == {"q"}
 
     # The same command again computes nothing, and ends with the same files.
-    timed = {"timings.json", "provenance.json", ".lock"}
-    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in timed}
+    times = {"timings.json", "provenance.json", ".lock"}
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in times}
     (out / "report.html").unlink()
     study.run(config)
     assert {p: p.read_bytes() for p in files} == files

@@ -32,6 +32,9 @@ def test_unknown_and_repeated_names_are_refused():
     check_names(list(RECIPES))
     with pytest.raises(ConfigError, match="no recipe 'agg-relaese'; did you mean 'agg-release'"):
         check_names(["q", "agg-relaese"])
+    check_names(["q-tuned", "agg-tuned", "q"])
+    with pytest.raises(ConfigError, match="no recipe 'pomdp-tuned'"):
+        check_names(["pomdp-tuned"])
     with pytest.raises(ConfigError, match="'q' is named twice"):
         check_names(["q", "agg", "q"])
 
@@ -42,6 +45,7 @@ def test_what_a_recipe_begins_with_comes_before_it(monkeypatch):
     monkeypatch.setitem(RECIPES, "agg-most", Recipe(nothing, after=("agg-more", "q")))
     assert in_order(["agg-most", "seq", "agg"]) == ["agg", "agg-more", "q", "agg-most", "seq"]
     assert in_order(["seq", "q"]) == ["seq", "q"]
+    assert in_order(["q-tuned", "seq", "q"]) == ["q", "seq"]  # tuning itself needs the models
 
 
 def test_policies_have_their_names_and_may_begin_with_others(tmp_path, short, monkeypatch):

@@ -12,6 +12,8 @@ Every part resumes by itself, so the same command goes on wherever it was killed
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +33,8 @@ from trim_jax.eval.summary import choose_setting
 from trim_jax.eval.report import write_report
 from trim_jax.eval.traces import Result, load_result, tables
 from trim_jax.policies.base import Policy
-from trim_jax.policies.saved import load_policy
+from trim_jax.policies.learned import Priced, Q
+from trim_jax.policies.saved import is_saved, load_policy, save_policy
 from trim_jax.query import evaluate
 from trim_jax.query.outcomes import from_result
 from trim_jax.query.router import Fitted
@@ -39,7 +42,11 @@ from trim_jax.results import ResultFolder, atomic_write, dumps
 from trim_jax.sim import compare
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem, load_problems
-from trim_jax.train.policies import Order, check_names, fitted_environment, train_apart
+from trim_jax.train.policies import (
+    TUNED, Order, check_names, fitted_environment, train_apart, tuned_from,
+)  # fmt: skip
+from trim_jax.train.rollouts import Player
+from trim_jax.train.tuning import PPO_LEARNING, Q_LEARNING, TuneConfig, tune
 
 COLLECTED_SEEDS = (0,)
 TIMES = 3  # that each policy is timed
@@ -124,7 +131,32 @@ class _Study:
             max_steps=config.engine.max_steps, seed=config.study.seed,
         )  # fmt: skip
         train_apart(self.out / "collected", folder, config.study.policies, order)
+        for name in config.study.policies:
+            if tuned_from(name) and not is_saved(folder / name):
+                self.tune(load_policy(folder / tuned_from(name)), folder / name)
         return [load_policy(folder / name) for name in config.study.policies]
+
+    def tune(self, start: Priced, folder: Path) -> None:
+        """Go on training a policy on solutions of the models, on problems that nothing else uses."""
+        config, size = self.config, self.config.study
+        sizes = TuneConfig(size.tune_rounds, size.tune_problems, size.tune_problems, size.seed)
+        problems = load_problems("arith", "policy_train", None)[size.train :]
+        if len(problems) <= sizes.held_out:
+            raise ConfigError(
+                f"study: of policy_train, study.train leaves {len(problems)} problems; tuning holds "
+                f"out {sizes.held_out} (study.tune_problems) and learns from others"
+            )
+        players = functools.partial(
+            Player, self.trio, engine=setup.engine_config(config), sampling=setup.sampling(config),
+            instruction=config.data.instruction, prm_system=config.data.prm_system,
+        )  # fmt: skip
+        learning = Q_LEARNING if isinstance(start, Q) else PPO_LEARNING
+        done = tune(start, learning, players, problems, folder, sizes)
+        took = {"seconds": done.seconds, "environment_steps": done.steps,
+                "solutions": done.solutions, "best_round": done.best_round,
+                "held_out_gain": done.gain, "standard_error": done.error}  # fmt: skip
+        atomic_write(folder / "training.json", [dumps(took, indent=2, sort_keys=True).encode()])
+        save_policy(folder, dataclasses.replace(done.policy, variant=TUNED.lstrip("-")))
 
     def time_each(self, problems: Sequence[Problem], runs: Runs) -> None:
         """Time every policy alone at the setting that validation chose, in turns; walltime.json."""

@@ -13,6 +13,7 @@ a dash is a variant for the ablation, trained or solved under its own rule:
   -takeover   the first intervention hands the rest of the solution to the large model
 
 The neighbours rsd, glimp and loglik have nothing to learn and stand here to be named like the rest.
+What ends in -tuned goes on from a policy made here with the models' own solutions (`train.tuning`).
 
 All this happens in a process of its own (`train_apart`). On a CPU with two cores XLA's threads can
 wait for each other for ever in loops as deep as PPO's (jaxlib 0.10.2, seen about once in ten runs
@@ -65,6 +66,9 @@ PPO_SEQ = ppo.PpoConfig(updates=300, problems=16, learning_rate=1e-3, validation
 # Settings of the neighbours whose dial is neither a score nor a price.
 ENTROPIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
 LIKELIHOODS = (-3.0, -2.0, -1.5, -1.0, -0.7, -0.5, -0.35, -0.25, -0.15, -0.1, -0.05, -0.02)
+
+
+TUNED, TUNABLE = "-tuned", ("agg", "seq", "q")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,27 +200,35 @@ RECIPES = {
 }  # fmt: skip
 
 
+def tuned_from(name: str) -> str | None:
+    """The recipe whose policy a "-tuned" one goes on from, with the models; None for any other."""
+    start = name.removesuffix(TUNED)
+    return start if name.endswith(TUNED) and start in TUNABLE else None
+
+
 def check_names(names: Sequence[str]) -> None:
-    """Refuse what is no recipe.
+    """Refuse what is neither a recipe nor a tuned one.
 
     Raises:
       ConfigError: naming the nearest recipe, or the name that is there twice.
     """
     for name in names:
-        if name not in RECIPES:
-            nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
+        known = [*RECIPES, *(f"{start}{TUNED}" for start in TUNABLE)]
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"study.policies: no recipe {name!r}; did you mean {nearest!r}? "
-                              f"(known: {', '.join(RECIPES)})")
+                              f"(known: {', '.join(known)})")
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise ConfigError(f"study.policies: {twice[0]!r} is named twice")
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """The names, each behind those that its recipe begins with."""
+    """The recipes to train for these names, each behind those that it begins with."""
     found: list[str] = []
     for name in names:
-        wanted = [*in_order(RECIPES[name].after), name]
+        recipe = tuned_from(name) or name
+        wanted = [*in_order(RECIPES[recipe].after), recipe]
         found += [n for n in wanted if n not in found]
     return found
 
@@ -251,7 +263,8 @@ def train_apart(
 
     Args:
       folder: collected traces. out: where the policies go.
-      names: of recipes; those that they begin with are trained too.
+      names: of recipes; those that they begin with are trained too. Tuned ones are not, but those
+        that they go on from.
 
     Raises:
       ConfigError: a name is no recipe's.
