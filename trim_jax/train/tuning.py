@@ -262,7 +262,7 @@ def _blank(learner: Any, weights: Any, policy: Priced, config: TuneConfig) -> _S
 def _numbered(state: _State) -> dict[str, np.ndarray]:
     """The arrays of a state, by their place in it."""
     leaves = jax.tree.leaves(state)
-    return {f"{i:04d}": np.ascontiguousarray(leaf) for i, leaf in enumerate(leaves)}
+    return {f"{i:04d}": np.array(leaf, order="C") for i, leaf in enumerate(leaves)}
 
 
 def _restored(path: Path, blank: _State) -> _State:
