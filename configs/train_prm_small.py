@@ -2,8 +2,8 @@
 
     trim-jax train-prm --config train_prm_small
 
-As train_prm, but on the small model's body. The model is exported to `out`/model;
-`trim-jax study --config ablation_prm` shows what it costs each policy.
+As train_prm, but on the small model's body: 0.55 million parameters instead of 2.28. The model is
+exported to `out`/model; `trim-jax study --config ablation_prm` shows what it costs each policy.
 """
 
 from ml_collections import ConfigDict

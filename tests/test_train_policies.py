@@ -25,7 +25,9 @@ def short(monkeypatch):
     few = dict(updates=2, problems=8, validations=1, validation_problems=8)
     for name in ("PPO", "PPO_SEQ"):
         monkeypatch.setattr(training, name, dataclasses.replace(getattr(training, name), **few))
-    monkeypatch.setattr(training.q, "QConfig", lambda: QConfig(iterations=2, problems=8, memory=2))
+    config = QConfig(iterations=2, problems=8, memory=2)
+    monkeypatch.setattr(training.q, "QConfig", lambda: config)
+    monkeypatch.setattr(training, "Q_TAKEOVER", config)
 
 
 def test_unknown_and_repeated_names_are_refused():
