@@ -46,13 +46,14 @@ def test_settings_are_means_over_traces(result, summary):
         row = rows[at]
         traces = [result.traces[i] for i in table.trace_index[at].ravel()]
         assert row["accuracy"]["value"] == pytest.approx(np.mean([t.correct for t in traces]))
-        assert row["strong_tokens"]["value"] == pytest.approx(
-            np.mean([t.strong_tokens for t in traces]))
-        assert row["ledger"]["prm"]["scored"] == pytest.approx(
-            np.mean([t.ledger.prm.scored for t in traces]))
+        assert row["strong_tokens"] == pytest.approx(np.mean([t.strong_tokens for t in traces]))
         large = [[s.writer == "large" for s in t.steps] for t in traces]
-        assert row["strong_step_share"]["value"] == pytest.approx(
+        assert row["strong_step_share"] == pytest.approx(
             sum(map(sum, large)) / sum(map(len, large)))
+    shown = summary["policies"]["thr"]["shown"]
+    traces = [result.traces[i] for i in table.trace_index[shown["setting"]].ravel()]
+    assert shown["ledger"]["prm"]["scored"] == pytest.approx(
+        np.mean([t.ledger.prm.scored for t in traces]))
     assert rows[0]["accuracy"]["value"] == (
         summary["policies"]["never"]["settings"][0]["accuracy"]["value"])
 
@@ -60,7 +61,7 @@ def test_settings_are_means_over_traces(result, summary):
 def test_every_estimate_has_an_interval_around_it(summary):
     for policy in summary["policies"].values():
         for row in policy["settings"]:
-            for field in ("accuracy", "strong_tokens", "strong_step_share"):
+            for field in ("accuracy", "c", "pgr", "flops_ratio"):
                 e = row[field]
                 assert e["low"] <= e["value"] <= e["high"]
     accuracy = summary["policies"]["thr"]["settings"][5]["accuracy"]
@@ -69,7 +70,7 @@ def test_every_estimate_has_an_interval_around_it(summary):
 
 def test_dibc_identity_and_anchors(summary):
     for row in summary["policies"]["thr"]["settings"][1:]:
-        assert row["dibc"]["value"] == pytest.approx(row["pgr"]["value"] / row["c"]["value"] - 1)
+        assert row["dibc"] == pytest.approx(row["pgr"]["value"] / row["c"]["value"] - 1)
     always = summary["policies"]["always"]
     assert always["settings"][0]["pgr"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert always["cpt"]["95"]["c"]["value"] == pytest.approx(0.95)
@@ -78,8 +79,9 @@ def test_dibc_identity_and_anchors(summary):
     assert never["cpt"]["50"]["c"] == {"value": None, "low": None, "high": None,
                                        "share_reached": 0.0}
     assert never["apgr"]["value"] == 0.0
-    assert summary["anchors"] == {"weak": {"policy": "never", "setting": 0},
-                                  "strong": {"policy": "always", "setting": 0}}
+    assert {side: (a["policy"], a["setting"]) for side, a in summary["anchors"].items()} == {
+        "weak": ("never", 0), "strong": ("always", 0)}
+    assert summary["anchors"]["weak"]["ledger"]["large"]["calls"] == 0.0
 
 
 def test_flops_are_two_a_parameter_and_token(result, summary):
@@ -87,9 +89,9 @@ def test_flops_are_two_a_parameter_and_token(result, summary):
     table = tables(result)["thr"]
     led = table.ledger[10].mean((0, 1))  # [models, counters], calls last
     expected = 2 * (led[:, :4].sum(1) * [1e6, 4e6, 2e6]).sum()
-    assert row["flops"]["value"] == pytest.approx(expected)
+    assert row["flops"] == pytest.approx(expected)
     always = summary["policies"]["always"]["settings"][0]
-    assert row["flops_ratio"]["value"] == pytest.approx(expected / always["flops"]["value"])
+    assert row["flops_ratio"]["value"] == pytest.approx(expected / always["flops"])
     assert always["flops_ratio"]["high"] == 1.0
 
 

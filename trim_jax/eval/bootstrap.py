@@ -10,6 +10,7 @@ resample by the functions of :mod:`trim_jax.eval.metrics`, which broadcast over 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -87,3 +88,34 @@ def interval(samples: np.ndarray, level: float = LEVEL) -> Interval:
         low=np.take_along_axis(samples, low[None], 0)[0],
         high=np.take_along_axis(samples, high[None], 0)[0],
         reached=np.where(defined > 0, finite / np.maximum(defined, 1), np.nan))
+
+
+# --------------------------------------------------------------------------- estimates, for JSON
+
+
+def number(value: Any) -> float | None:
+    """A float for JSON: None for nan and infinities."""
+    return float(value) if np.isfinite(value) else None
+
+
+def numbers(values: np.ndarray) -> list[float | None]:
+    """Floats of values [T] for JSON."""
+    return [number(v) for v in values]
+
+
+def estimates(point: np.ndarray, samples: np.ndarray) -> list[dict[str, float | None]]:
+    """An estimate of each value of point [T], from its resamples [B, T]."""
+    found = interval(samples)
+    return [{"value": number(p), "low": number(lo), "high": number(hi)}
+            for p, lo, hi in zip(point, found.low, found.high)]
+
+
+def estimate(point: Any, samples: np.ndarray) -> dict[str, float | None]:
+    """An estimate of a scalar from its value and its resamples [B]."""
+    return estimates(np.array([point]), np.asarray(samples)[:, None])[0]
+
+
+def cost_estimates(point: np.ndarray, samples: np.ndarray) -> list[dict[str, float | None]]:
+    """Estimates of costs that may be out of reach: with the share of resamples that reach them."""
+    shares = interval(samples).reached
+    return [{**e, "share_reached": number(s)} for e, s in zip(estimates(point, samples), shares)]

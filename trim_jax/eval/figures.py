@@ -1,8 +1,7 @@
 """Figures of a summary (:func:`trim_jax.eval.summary.summarise`), drawn with matplotlib.
 
 Each function returns a ``matplotlib.figure.Figure``; :func:`to_png` and :func:`to_svg` give bytes
-that are the same from run to run (no dates, no random ids). Colours are those of Okabe and Ito,
-told apart with the common forms of colour blindness; each policy also has its own marker and dash.
+that are the same from run to run (no dates, no random ids).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,70 +18,44 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from trim_jax.eval.selected import QUERY
+from trim_jax.eval.names import is_router
+from trim_jax.eval.style import (BLUE, BRICK, GREEN, GRID, INK, MUTED, ORANGE, PAPER, RC, SKY,
+                                 VARIABLES, WRITER_COLORS, Style, style_of)
 
 Summary = Mapping[str, Any]
 
-INK, MUTED, GRID, PAPER = "#1f2429", "#5b6570", "#dde1e6", "#ffffff"
-BLUE, ORANGE, GREEN, PURPLE, SKY, BRICK = ("#0072b2", "#c25700", "#00795c", "#8a3f77", "#3a87b8",
-                                           "#7a4b2a")
-SLATE, GOLD, ROSE = "#4d6b80", "#a07800", "#c2416b"
-WRITER_COLORS = {"small": SLATE, "large": PURPLE}  # as in the page's viewer
-
-
-@dataclass(frozen=True)
-class Style:
-    color: str
-    marker: str
-    dash: Any
-
-
-_STYLES = {"thr": Style(BLUE, "o", "-"), "random": Style(ORANGE, "s", (0, (5, 2))),
-           "oracle": Style(GREEN, "^", (0, (1.5, 1.5))), "agg": Style(BRICK, "D", "-"),
-           "q": Style(PURPLE, "P", "-"), "seq": Style(SKY, "v", "-"),
-           "pomdp": Style(GOLD, "X", "-"), "pomdp_filtered": Style(ROSE, "p", "-")}
-_ROUTERS = (Style(SLATE, "h", (0, (4, 1.5))), Style(MUTED, "<", (0, (2, 2))))
-_OTHERS = (Style(BRICK, "D", "-"), Style(SKY, "v", "-"), Style(PURPLE, "P", "-"))
-
-RC = {
-    "font.family": ["DejaVu Sans"], "font.size": 9.5, "axes.titlesize": 10.5,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelcolor": MUTED,
-    "axes.edgecolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8,
-    "axes.axisbelow": True, "text.color": INK, "axes.titlecolor": INK, "xtick.color": MUTED,
-    "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0, "legend.frameon": False,
-    "figure.facecolor": PAPER, "axes.facecolor": PAPER, "svg.hashsalt": "trim_jax",
-    "lines.linewidth": 1.8, "lines.markersize": 5, "figure.dpi": 100,
-}
-
 _FEW_WRONG = 10  # an AUC of fewer wrong steps is not drawn: its interval fills the axes
 
+_RUNS = (Style(BLUE, "o", "-"), Style(ORANGE, "s", (0, (5, 2))), Style(GREEN, "^", (0, (1.5, 1.5))),
+         Style(BRICK, "D", "-"), Style(SKY, "v", "-"))  # of several runs on one page
+
 PERCENT = FuncFormatter(lambda v, _: f"{v:g} %")
-
-
-def style_of(policy: str, routed: Sequence[str]) -> Style:
-    """Colour, marker and dash of a policy; policies from outside take the spare ones in turn."""
-    if policy in _STYLES:
-        return _STYLES[policy]
-    routers = [p for p in routed if p.startswith(QUERY)]
-    if policy in routers:
-        return _ROUTERS[routers.index(policy) % len(_ROUTERS)]
-    others = [p for p in routed if p not in _STYLES and p not in routers]
-    return _OTHERS[others.index(policy) % len(_OTHERS)]
 
 
 def routed_policies(summary: Summary) -> list[str]:
     """Policies that are drawn as curves, the main one last, so that it lies on top.
 
-    Of the query-level routers the best ones: a dozen near-equal curves hide all others.
+    Of the query-level routers only the best one (:func:`best_router`).
     """
     policies = summary["policies"]
-    height = lambda n: policies[n]["apgr"]["value"] or -1.0  # noqa: E731
-    routers = sorted((n for n in policies if n.startswith(QUERY)), key=height)
     roles = {n: p["role"] for n, p in policies.items()
-             if p["role"] != "anchor" and n not in routers[: -len(_ROUTERS)]}
+             if p["role"] != "anchor" and (not is_router(n) or n == best_router(summary))}
     depth = ("upper bound", "baseline", "policy")
     return sorted(roles, key=lambda n: (n == summary["main_policy"], depth.index(roles[n])))
+
+
+def legend_order(summary: Summary) -> list[str]:
+    """The drawn policies as a legend lists them: the main one, step-level ones, the others."""
+    roles = ("policy", "baseline", "upper bound")
+    names = routed_policies(summary)
+    return sorted(names, key=lambda n: (n != summary["main_policy"], is_router(n), roles.index(
+        summary["policies"][n]["role"])))
+
+
+def best_router(summary: Summary) -> str | None:
+    """The query-level router chosen on validation; without a choice the first by name."""
+    chosen = summary["paired"]["chosen"]["query"]
+    return chosen["policy"] if chosen else min(filter(is_router, summary["policies"]), default=None)
 
 
 def series(rows: Sequence[Mapping[str, Any]], field: str, part: str = "value") -> np.ndarray:
@@ -128,20 +100,23 @@ def _error_bar(ax: Axes, x: float, estimate: Mapping[str, Any], color: str) -> N
     ax.vlines(100 * x, 100 * estimate["low"], 100 * estimate["high"], color=color, linewidth=1.2)
 
 
-def draw_curve(ax: Axes, entry: Mapping[str, Any], style: Style, label: str, band: bool) -> None:
-    """Frontier as a line with its band, settings as markers (hollow where dominated)."""
+def draw_curve(ax: Axes, run: Summary, policy: str, style: Style, label: str,
+               band: float = 0.14) -> None:
+    """Frontier as a line with its band (of opacity ``band``), settings as markers, hollow where
+    dominated."""
+    entry = run["policies"][policy]
     rows, front = entry["settings"], entry["frontier"]
     c, accuracy = series(rows, "c"), series(rows, "accuracy")
     if np.isnan(c).any():
         return
-    grid = np.array(front["c"])
+    grid = np.array(run["costs"])
     inside = grid <= c.max() + 1e-9
     corners = sorted({(0.0, front["accuracy"][0])} | {
         (x, y) for x, y, r in zip(c, accuracy, rows) if r["on_frontier"]})
     xs, ys = np.array(corners).T
     if band:
         low, high = (np.array(front[side], float)[inside] for side in ("low", "high"))
-        ax.fill_between(100 * grid[inside], 100 * low, 100 * high, color=style.color, alpha=0.14,
+        ax.fill_between(100 * grid[inside], 100 * low, 100 * high, color=style.color, alpha=band,
                         linewidth=0)
     ax.plot(100 * xs, 100 * ys, color=style.color, linestyle=style.dash, marker=style.marker,
             markevery=slice(1, None), markeredgewidth=0, label=label)
@@ -150,6 +125,14 @@ def draw_curve(ax: Axes, entry: Mapping[str, Any], style: Style, label: str, ban
         hx, hy = np.array(hollow).T
         ax.plot(100 * hx, 100 * hy, linestyle="none", marker=style.marker, color=style.color,
                 markerfacecolor=PAPER, markeredgewidth=1.1, markersize=4)
+
+
+def band_opacity(run: Summary, policy: str) -> float:
+    """Of a policy's band: the more bands, the lighter; none for baselines among many policies."""
+    steps = sum(p["role"] == "policy" for p in run["policies"].values())
+    if steps <= 2:
+        return 0.14
+    return 0.07 if run["policies"][policy]["role"] == "policy" else 0.0
 
 
 def _mark_operating_point(ax: Axes, entry: Mapping[str, Any], style: Style) -> None:
@@ -189,10 +172,9 @@ def frontier_figure(runs: Sequence[Summary]) -> Figure:
             _draw_run(ax, runs[0])
         else:
             for i, run in reversed(list(enumerate(runs))):  # the first on top
-                name, style = run["main_policy"], (_STYLES["thr"], _STYLES["random"],
-                                                   _STYLES["oracle"], *_OTHERS)[i % 6]
-                draw_curve(ax, run["policies"][name], style,
-                            f"{run['name']}: {run['policies'][name]['label']}", band=True)
+                name, style = run["main_policy"], _RUNS[i % len(_RUNS)]
+                draw_curve(ax, run, name, style,
+                           f"{run['name']}: {run['policies'][name]['label']}")
                 for x, side in ((0, "weak"), (1, "strong")):
                     row = anchor_row(run, side)["accuracy"]
                     _error_bar(ax, x, row, style.color)
@@ -215,7 +197,8 @@ def _draw_run(ax: Axes, run: Summary) -> None:
             label="whole problems at random")
     names = routed_policies(run)
     for name in names:
-        draw_curve(ax, run["policies"][name], style_of(name, names), _name(run, name), band=True)
+        draw_curve(ax, run, name, style_of(name, names), _name(run, name),
+                   band=band_opacity(run, name))
     for x, estimate, label, align in ((0, weak, "weak-only", "left"),
                                       (1, strong, "strong-only", "right")):
         _error_bar(ax, x, estimate, INK)
@@ -277,22 +260,26 @@ def compute_figure(summary: Summary) -> Figure | None:
 def recovery_figure(summary: Summary) -> Figure | None:
     """PGR and cost against the parameter, one panel a policy; None without such a policy."""
     names = [n for n in routed_policies(summary)[::-1]
-             if len(summary["policies"][n]["settings"]) > 1]
+             if len(summary["policies"][n]["settings"]) > 1 and not is_router(n)]
     if not names:
         return None
     with rc_context(RC):
-        fig, axes = new_figure(min(3.9 * len(names) + 0.6, 11), 3.3, ncols=len(names), sharey=True,
-                            squeeze=False)
-        for ax, name in zip(axes[0], names):
+        columns = min(len(names), 3)
+        rows = -(-len(names) // columns)
+        fig, axes = new_figure(min(3.9 * columns + 0.6, 11), 0.5 + 2.8 * rows, ncols=columns,
+                               nrows=rows, sharey=True, squeeze=False)
+        for ax in axes.flat[len(names):]:
+            ax.remove()
+        for ax, name in zip(axes.flat, names):
             entry, style = summary["policies"][name], style_of(name, names)
-            rows = entry["settings"]
-            value = np.array([r["value"] for r in rows], float)
-            ax.fill_between(value, 100 * series(rows, "pgr", "low"),
-                            100 * series(rows, "pgr", "high"), color=style.color, alpha=0.16,
+            points = entry["settings"]
+            value = np.array([r["value"] for r in points], float)
+            ax.fill_between(value, 100 * series(points, "pgr", "low"),
+                            100 * series(points, "pgr", "high"), color=style.color, alpha=0.16,
                             linewidth=0)
-            ax.plot(value, 100 * series(rows, "pgr"), color=style.color, marker=style.marker,
+            ax.plot(value, 100 * series(points, "pgr"), color=style.color, marker=style.marker,
                     markeredgewidth=0, label="gap recovered (PGR)")
-            ax.plot(value, 100 * series(rows, "c"), color=MUTED, linestyle=(0, (4, 2)),
+            ax.plot(value, 100 * series(points, "c"), color=MUTED, linestyle=(0, (4, 2)),
                     linewidth=1.4, label="strong tokens, % of strong-only")
             chosen = entry["operating_point"]
             if chosen is not None and chosen["value"] is not None:
@@ -308,7 +295,7 @@ def recovery_figure(summary: Summary) -> Figure | None:
 
 def interventions_figure(summary: Summary, policy: str) -> Figure | None:
     """Where drafts are replaced, by step position and by operation, against where they err."""
-    found = summary["policies"][policy]["interventions"]
+    found = summary["policies"][policy]["interventions"] or {"by_position": None, "by_kind": None}
     panels = [(found["by_position"], "By step", "step"), (found["by_kind"], "By operation", None)]
     panels = [p for p in panels if p[0] is not None and p[0]["groups"]]
     if not panels:
@@ -341,8 +328,9 @@ def interventions_figure(summary: Summary, policy: str) -> Figure | None:
 
 def waste_figure(summary: Summary) -> Figure | None:
     """Share of strong tokens spent after an irrecoverable step; None without true labels."""
-    names = routed_policies(summary)
-    if not names or "wasted_share" not in summary["policies"][names[0]]["settings"][0]:
+    names = [n for n in routed_policies(summary)
+             if "wasted_share" in summary["policies"][n]["settings"][0]]
+    if not names:
         return None
     with rc_context(RC):
         fig, ax = new_figure(6.2, 3.3)
@@ -445,11 +433,6 @@ def to_svg(fig: Figure, text_as_text: bool = False) -> str:
     return out.getvalue()
 
 
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", BLUE: "blue",
-              ORANGE: "orange", GREEN: "green", PURPLE: "purple", SKY: "sky", BRICK: "brick",
-              SLATE: "slate"}
-
-
 def to_inline_svg(fig: Figure, name: str, title: str) -> str:
     """An ``<svg>`` element for a page: scales with it, takes its colours from CSS variables
     (``--fig-ink``, ``--fig-blue``, ...), and has ``title`` as its accessible name.
@@ -462,7 +445,7 @@ def to_inline_svg(fig: Figure, name: str, title: str) -> str:
     svg = re.sub(r'(?<=\bid=")', f"{name}-", svg)
     svg = re.sub(r"(?<=url\(#)", f"{name}-", svg)
     svg = re.sub(r'(?<=href="#)', f"{name}-", svg)
-    for color, variable in _VARIABLES.items():
+    for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var(--fig-{variable})")
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
     width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from markupsafe import Markup, escape
 
 from trim_jax.errors import ResultError
 from trim_jax.eval import figures, viewer
-from trim_jax.eval.summary import LABELS, summarise
+from trim_jax.eval.names import LABELS
+from trim_jax.eval.summary import summarise
 from trim_jax.eval.traces import MODELS, SCHEMA_VERSION, Result, load_result
 from trim_jax.results import atomic_write, dumps
 
@@ -135,15 +137,16 @@ def _inline_figures(run: Mapping[str, Any], prefix: str) -> dict[str, Markup]:
 
 
 def _ledger_rows(run: Mapping[str, Any], anchors: Mapping[str, Any]) -> list[tuple]:
-    """(label, setting in words, row) of each policy at its shown setting, and of both anchors,
-    which need not be policies of their own."""
+    """(label, setting in words, row, ledger) of each policy at its shown setting, and of both
+    anchors, which need not be policies of their own."""
     policies = run["policies"]
     rows = []
     for name in _order(run):
         entry, at = policies[name], policies[name]["shown"]["setting"]
         if entry["role"] != "anchor":
-            rows.append((entry["label"], _setting(entry, at), entry["settings"][at]))
-    return rows + [(LABELS[name], "", anchors[side])
+            rows.append((entry["label"], _setting(entry, at), entry["settings"][at],
+                         entry["shown"]["ledger"]))
+    return rows + [(LABELS[name], "", anchors[side], run["anchors"][side]["ledger"])
                    for side, name in (("weak", "never"), ("strong", "always"))]
 
 
@@ -207,6 +210,11 @@ def _distinct_names(results: Sequence[Result]) -> list[str]:
     return names
 
 
+def _one_line_each(text: str) -> str:
+    """Indented JSON with every innermost object and list on one line."""
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda m: re.sub(r"\n *", " ", m[0]), text)
+
+
 def write_report(folders: Sequence[str | Path], out: str | Path, *,
                  resamples: int | None = None, validation: Result | None = None) -> Path:
     """Writes ``summary.json``, ``frontier.png``, ``frontier.svg`` and ``report.html``.
@@ -231,7 +239,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *,
             for result, name in zip(results, names)]
     combined = runs[0] if len(runs) == 1 else {"schema_version": SCHEMA_VERSION, "runs": runs}
     # The page shows what the file says: both come from the rounded numbers.
-    text = dumps(combined, indent=2, sort_keys=True) + "\n"
+    text = _one_line_each(dumps(combined, indent=1, sort_keys=True)) + "\n"
     runs = [json.loads(dumps(run)) for run in runs]
     figure = figures.frontier_figure(runs)
     files = {

@@ -4,7 +4,7 @@ Conventions. Accuracies, PGR, ``c`` and shares are fractions; tokens and FLOPs a
 An estimate is ``{"value", "low", "high"}``, the last two a 95 % bootstrap interval. ``null`` says
 "not reached" in a cost to reach a target (``share_reached`` tells in which share of the resamples
 it was reached) and "undefined" elsewhere, for instance every PGR when strong-only is no better
-than weak-only.
+than weak-only. Curves over costs (``frontier``, ``paired``) are given at ``costs``.
 """
 
 from __future__ import annotations
@@ -16,125 +16,20 @@ from typing import Any
 import numpy as np
 
 from trim_jax.errors import ResultError
-from trim_jax.eval import analysis, bootstrap, metrics
-from trim_jax.eval.bootstrap import Resamples, interval
+from trim_jax.eval import analysis, bootstrap, metrics, paired, walltime
+from trim_jax.eval.bootstrap import (Resamples, cost_estimates, estimate, estimates, interval,
+                                     number, numbers)
+from trim_jax.eval.choice import TARGET_PGR, choose_policy, choose_setting, find_anchor
 from trim_jax.eval.metrics import Anchors, CurveMetrics
-from trim_jax.eval.selected import QUERY, all_tables
+from trim_jax.eval.names import is_router, label_of, role_of
+from trim_jax.eval.paired import Curve
+from trim_jax.eval.selected import all_tables
 from trim_jax.eval.traces import COUNTERS, MODELS, SCHEMA_VERSION, Result, Table
 
-TARGET_PGR = 0.95
-FRONTIER_GRID = np.arange(51) / 50.0  # costs (fractions of strong-only) of the frontier's band
-
-LABELS = {"never": "Weak-only", "always": "Strong-only", "random": "Random", "thr": "TRIM-Thr",
-          "oracle": "Oracle", "agg": "TRIM-Agg", "seq": "TRIM-Seq", "q": "TRIM-Q",
-          "pomdp": "TRIM-POMDP", "pomdp_filtered": "TRIM-POMDP, filtered belief",
-          "rsd": "RSD", "glimp": "GlimpRouter",
-          "loglik": "Log-likelihood judge (in place of SpecReason)"}
-ROLES = {"never": "anchor", "always": "anchor", "random": "baseline", "oracle": "upper bound"}
+REFERENCE = "thr"  # what step-level policies are compared with
 
 # Tokens that a model reads or writes; `calls` are not tokens.
 _TOKEN_COUNTERS = [i for i, name in enumerate(COUNTERS) if name != "calls"]
-
-
-def label_of(policy: str) -> str:
-    """Display name; a policy from outside this package keeps its own name."""
-    return LABELS.get(policy, policy)
-
-
-def role_of(policy: str) -> str:
-    """anchor, baseline, policy or upper bound."""
-    return "baseline" if policy.startswith(QUERY) else ROLES.get(policy, "policy")
-
-
-# ------------------------------------------------------------------------- anchors and the choice
-
-
-def find_anchor(found: Mapping[str, Table], anchor: str) -> tuple[str, int]:
-    """Policy and setting index of "never" or "always"; k = 0 and k = 1 of thr are their aliases.
-
-    Raises:
-      ResultError: the result has neither.
-    """
-    if anchor in found:
-        return anchor, 0
-    alias = {"never": 0.0, "always": 1.0}[anchor]
-    if "thr" in found and alias in found["thr"].policy.settings:
-        return "thr", found["thr"].policy.settings.index(alias)
-    raise ResultError(f"the result has no {label_of(anchor)} anchor: run the policy {anchor!r}, "
-                      f"or thr with k = {alias:g}")
-
-
-def _point_anchors(found: Mapping[str, Table]) -> Anchors:
-    weak, weak_at = find_anchor(found, "never")
-    strong, strong_at = find_anchor(found, "always")
-    return Anchors(weak=found[weak].correct[weak_at].mean(),
-                   strong=found[strong].correct[strong_at].mean(),
-                   strong_cost=found[strong].strong_tokens[strong_at].mean())
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A setting chosen on validation data.
-
-    Attributes:
-      index, value: the setting, as position and as parameter value, of the validation result.
-      reached: whether its validation PGR reaches the target; if not, it is the best there is.
-      pgr, c: on the validation data.
-    """
-
-    index: int
-    value: float | None
-    reached: bool
-    pgr: float
-    c: float
-
-
-def choose_setting(found: Mapping[str, Table], policy: str,
-                   target: float = TARGET_PGR) -> Choice | None:
-    """The cheapest setting of ``policy`` whose PGR reaches ``target``, on validation tables.
-
-    None where PGR is undefined (strong-only is no better than weak-only on these problems).
-
-    Raises:
-      ResultError: the tables lack the policy or an anchor.
-    """
-    if policy not in found:
-        raise ResultError(f"the validation result has no policy {policy!r}")
-    table, anchors = found[policy], _point_anchors(found)
-    tokens = table.strong_tokens.mean((1, 2))
-    gain = metrics.pgr(table.correct.mean((1, 2)), anchors)
-    if np.isnan(gain).any():
-        return None
-    at, reached = metrics.cheapest_reaching(tokens, gain, target)
-    c = metrics.relative_cost(tokens, anchors)
-    return Choice(at, table.policy.settings[at], reached, float(gain[at]), float(c[at]))
-
-
-# ------------------------------------------------------------------------------------- estimates
-
-
-def number(value: Any) -> float | None:
-    """A float for JSON: None for nan and infinities."""
-    return float(value) if np.isfinite(value) else None
-
-
-def estimate(point: Any, samples: np.ndarray) -> dict[str, float | None]:
-    """An estimate of a scalar from its value and its resamples [B]."""
-    found = interval(samples)
-    return {"value": number(point), "low": number(found.low), "high": number(found.high)}
-
-
-def _estimates(point: np.ndarray, samples: np.ndarray) -> list[dict[str, float | None]]:
-    found = interval(samples)
-    return [{"value": number(p), "low": number(lo), "high": number(hi)}
-            for p, lo, hi in zip(point, found.low, found.high)]
-
-
-def _cost_estimates(point: np.ndarray, samples: np.ndarray) -> list[dict[str, float | None]]:
-    """Estimates of costs that may be out of reach: with the share of resamples that reach them."""
-    shares = interval(samples).reached
-    return [{**e, "share_reached": number(s)}
-            for e, s in zip(_estimates(point, samples), shares)]
 
 
 # --------------------------------------------------------------------------------- per-cell sums
@@ -203,66 +98,84 @@ def _columns(result: Result, found: Mapping[str, Table], drawn: Resamples) -> _C
 def _setting_rows(name: str, table: Table, columns: _Columns, point: CurveMetrics,
                   samples: CurveMetrics, anchors: Anchors, strong_flops: tuple | None
                   ) -> list[dict[str, Any]]:
-    """One row for each setting: its estimates, and its ledger as means a problem."""
-    fields = {f: _estimates(getattr(point, f), getattr(samples, f))
-              for f in ("accuracy", "strong_tokens", "c", "pgr", "ibc", "dibc")}
-    strong, strong_drawn = columns.get("strong_steps", name)
-    steps, steps_drawn = columns.get("steps", name)
+    """One row for each setting, with its estimates."""
+    fields = {f: estimates(getattr(point, f), getattr(samples, f)) for f in ("accuracy", "c", "pgr")}
+    # What follows from those is without an interval: a file for 30 policies stays small.
+    fields |= {f: numbers(getattr(point, f)) for f in ("strong_tokens", "dibc")}
     # A share of nothing (no step, no strong token) is undefined, nan, without a warning.
     with np.errstate(invalid="ignore"):
-        fields["strong_step_share"] = _estimates(strong / steps, strong_drawn / steps_drawn)
+        fields["strong_step_share"] = numbers(columns.get("strong_steps", name)[0]
+                                              / columns.get("steps", name)[0])
         if "wasted" in columns.point:
             wasted, wasted_drawn = columns.get("wasted", name)
-            fields["wasted_tokens"] = _estimates(wasted, wasted_drawn)
-            fields["wasted_share"] = _estimates(wasted / point.strong_tokens,
-                                                wasted_drawn / samples.strong_tokens)
+            fields["wasted_share"] = estimates(wasted / point.strong_tokens,
+                                               wasted_drawn / samples.strong_tokens)
         if strong_flops is not None:
             flops, flops_drawn = columns.get("flops", name)
-            fields["flops"] = _estimates(flops, flops_drawn)
-            fields["flops_ratio"] = _estimates(flops / strong_flops[0],
-                                               flops_drawn / strong_flops[1][:, None])
+            fields["flops"] = flops.tolist()
+            fields["flops_ratio"] = estimates(flops / strong_flops[0],
+                                              flops_drawn / strong_flops[1][:, None])
     front = metrics.on_frontier(point.strong_tokens, point.accuracy, anchors.weak)
-    ledger = table.ledger.mean((1, 2))  # [settings, models, counters]
     return [{"value": value, "on_frontier": bool(front[i]),
-             "ledger": {m: {c: float(ledger[i, j, k]) for k, c in enumerate(COUNTERS)}
-                        for j, m in enumerate(MODELS)},
              **{f: rows[i] for f, rows in fields.items()}}
             for i, value in enumerate(table.policy.settings)]
 
 
-def _curve_summary(point: CurveMetrics, samples: CurveMetrics, anchors: Anchors,
-                   drawn_anchors: Anchors, common: np.ndarray, common_drawn: np.ndarray
+# Of a query-level router's settings the points of its curve: its steps are all of one writer.
+_OF_STEPS = ("pgr", "dibc", "strong_step_share", "wasted_share")
+
+
+def _ledger(table: Table, setting: int) -> dict[str, dict[str, float]]:
+    """Means a problem of one setting, by model and counter."""
+    means = table.ledger[setting].mean((0, 1))  # [models, counters]
+    return {m: {c: float(means[j, k]) for k, c in enumerate(COUNTERS)}
+            for j, m in enumerate(MODELS)}
+
+
+def _curve(columns: _Columns, name: str, anchors: Anchors, drawn_anchors: Anchors) -> Curve:
+    """Metrics and frontier of a policy, at the point and in every resample."""
+    tokens, accuracy = (columns.get(f, name) for f in ("strong_tokens", "accuracy"))
+    found = [(m := metrics.curve_metrics(tokens[i], accuracy[i], ends),
+              metrics.value_at(metrics.frontier(m.c, m.accuracy, ends.weak), paired.COSTS))
+             for i, ends in enumerate((anchors, drawn_anchors))]
+    (point, front), (samples, fronts) = found
+    return Curve(point, samples, front, fronts)
+
+
+def _curve_summary(curve: Curve, anchors: Anchors, common: np.ndarray, common_drawn: np.ndarray
                    ) -> dict[str, Any]:
     """The figures of a whole curve: CPT, mean dIBC, APGR, budgets, and the frontier's band."""
-    front = metrics.value_at(metrics.frontier(point.c, point.accuracy, anchors.weak),
-                             FRONTIER_GRID)
-    band = interval(metrics.value_at(
-        metrics.frontier(samples.c, samples.accuracy, drawn_anchors.weak), FRONTIER_GRID))
-    cpt = _cost_estimates(point.cpt, samples.cpt)
-    scale, scales = anchors.strong_cost, drawn_anchors.strong_cost[:, None]
-    cpt_tokens = _cost_estimates(point.cpt * scale, samples.cpt * scales)
-    budget = _estimates(point.budget_accuracy, samples.budget_accuracy)
+    point, samples = curve.point, curve.samples
+    band = interval(curve.fronts)
+    cpt = cost_estimates(point.cpt, samples.cpt)
+    budget = estimates(point.budget_accuracy, samples.budget_accuracy)
     return {
-        "cpt": {f"{round(100 * x)}": {"c": c, "strong_tokens": t}
-                for x, c, t in zip(metrics.CPT_LEVELS, cpt, cpt_tokens)},
+        "cpt": {f"{round(100 * x)}": {"c": c, "strong_tokens": number(t)} for x, c, t in
+                zip(metrics.CPT_LEVELS, cpt, point.cpt * anchors.strong_cost)},
         "mean_dibc": {**estimate(point.mean_dibc, samples.mean_dibc),
                       "targets_reached": number(point.targets_reached)},
         "mean_dibc_common": estimate(metrics.mean_over(point.dibc_targets, common),
                                      metrics.mean_over(samples.dibc_targets, common_drawn)),
         "apgr": estimate(point.apgr, samples.apgr),
         "budget_accuracy": {f"{round(100 * x)}": e for x, e in zip(metrics.BUDGETS, budget)},
-        "frontier": {"c": FRONTIER_GRID.tolist(), "accuracy": [number(v) for v in front],
-                     "low": [number(v) for v in band.low], "high": [number(v) for v in band.high]},
+        "frontier": {"accuracy": numbers(curve.front), "low": numbers(band.low),
+                     "high": numbers(band.high)},
     }
 
 
-def _interventions_json(found: analysis.Interventions | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    errors = found.first_errors
-    return {"groups": list(found.groups), "drafts": found.drafts.tolist(),
-            "regenerated": found.regenerated.tolist(),
-            "first_errors": None if errors is None else errors.tolist()}
+def _interventions(result: Result, table: Table, setting: int) -> dict[str, Any]:
+    """Where one setting intervened, and what it met there."""
+    def counts(found: analysis.Interventions | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        errors = found.first_errors
+        return {"groups": list(found.groups), "drafts": found.drafts.tolist(),
+                "regenerated": found.regenerated.tolist(),
+                "first_errors": None if errors is None else errors.tolist()}
+
+    by_position, by_kind = analysis.interventions(result, table, setting)
+    return {"by_position": counts(by_position), "by_kind": counts(by_kind),
+            "met": analysis.what_interventions_met(result, table, setting)}
 
 
 def _operating_point(name: str, table: Table, rows: list[dict[str, Any]],
@@ -368,33 +281,29 @@ def summarise(result: Result, validation: Result | None = None, *,
     strong_flops = ((columns.point["flops"][at["strong"]],
                      columns.drawn["flops"][:, at["strong"]]) if "flops" in columns.point else None)
 
-    points, samples = {}, {}
-    for name in found:
-        tokens, accuracy = (columns.get(f, name) for f in ("strong_tokens", "accuracy"))
-        points[name] = metrics.curve_metrics(tokens[0], accuracy[0], anchors)
-        samples[name] = metrics.curve_metrics(tokens[1], accuracy[1], drawn_anchors)
+    curves = {name: _curve(columns, name, anchors, drawn_anchors) for name in found}
     roles = {name: role_of(name) for name in found}
     compared = [n for n, role in roles.items() if role in ("policy", "baseline")]
-    common = metrics.common_targets([points[n] for n in compared or found])
-    common_drawn = metrics.common_targets([samples[n] for n in compared or found])
+    common = metrics.common_targets([curves[n].point for n in compared or found])
+    common_drawn = metrics.common_targets([curves[n].samples for n in compared or found])
 
     policies = {}
     for name, table in found.items():
-        rows = _setting_rows(name, table, columns, points[name], samples[name], anchors,
-                             strong_flops)
+        rows = _setting_rows(name, table, columns, curves[name].point, curves[name].samples,
+                             anchors, strong_flops)
         operating = (None if roles[name] == "anchor" else
                      _operating_point(name, table, rows, validation, validation_tables))
-        shown = _shown_setting(operating, points[name])
-        by_position, by_kind = analysis.interventions(result, table, shown["setting"])
+        shown = _shown_setting(operating, curves[name].point)
         policies[name] = {
             "label": label_of(name), "role": roles[name], "parameter": table.policy.parameter,
-            "settings": rows, "operating_point": operating, "shown": shown,
-            **_curve_summary(points[name], samples[name], anchors, drawn_anchors, common,
-                             common_drawn),
-            "interventions": {
-                "by_position": _interventions_json(by_position),
-                "by_kind": _interventions_json(by_kind),
-                "met": analysis.what_interventions_met(result, table, shown["setting"])},
+            "settings": [{f: v for f, v in row.items() if f not in _OF_STEPS} for row in rows]
+            if is_router(name) else rows,
+            "operating_point": operating,
+            "shown": {**shown, "ledger": _ledger(table, shown["setting"])},
+            **_curve_summary(curves[name], anchors, common, common_drawn),
+            # A query-level router intervenes in no step.
+            "interventions": None if is_router(name) else _interventions(result, table,
+                                                                         shown["setting"]),
         }
     return {
         "schema_version": SCHEMA_VERSION,
@@ -404,13 +313,18 @@ def summarise(result: Result, validation: Result | None = None, *,
         "seeds": list(result.seeds),
         "bootstrap": {"resamples": resamples, "seed": seed, "level": bootstrap.LEVEL,
                       "unit": "problems, their seeds nested"},
-        "anchors": {side: {"policy": name, "setting": i} for side, (name, i) in ends.items()},
+        "anchors": {side: {"policy": name, "setting": i, "ledger": _ledger(found[name], i)}
+                    for side, (name, i) in ends.items()},
         "gap": estimate(anchors.strong - anchors.weak, drawn_anchors.strong - drawn_anchors.weak),
         "main_policy": _main_policy(roles),
         "policies": policies,
         "compared": compared,
         "common_targets": int(common.sum()),
-        "against_random": _against_random(compared, points, samples, common, common_drawn),
+        "costs": paired.COSTS.tolist(),
+        "against_random": _against_random(compared, curves, common, common_drawn),
+        "paired": _paired(curves, roles, validation_tables,
+                          len(result.problems) * len(result.seeds)),
+        "walltime": _walltime(result, policies),
         "process_reward": _process_reward(result, drawn),
         "parameters": _parameters(result),
         "executed": result.executed,
@@ -424,17 +338,17 @@ def _main_policy(roles: Mapping[str, str]) -> str:
     return ranked[0]
 
 
-def _against_random(compared: list[str], points: Mapping[str, CurveMetrics],
-                    samples: Mapping[str, CurveMetrics], common: np.ndarray,
+def _against_random(compared: list[str], curves: Mapping[str, Curve], common: np.ndarray,
                     common_drawn: np.ndarray) -> dict[str, Any]:
     """Paired differences from random routing, per policy; empty when random was not run."""
     if "random" not in compared:
         return {}
 
     def both(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        return tuple({"apgr": m[name].apgr,
-                      "mean_dibc_common": metrics.mean_over(m[name].dibc_targets, mask)}
-                     for m, mask in ((points, common), (samples, common_drawn)))
+        return tuple({"apgr": m.apgr,
+                      "mean_dibc_common": metrics.mean_over(m.dibc_targets, mask)}
+                     for m, mask in ((curves[name].point, common),
+                                     (curves[name].samples, common_drawn)))
 
     base, base_drawn = both("random")
     out = {}
@@ -443,3 +357,42 @@ def _against_random(compared: list[str], points: Mapping[str, CurveMetrics],
             point, drawn = both(name)
             out[name] = {f: estimate(point[f] - base[f], drawn[f] - base_drawn[f]) for f in point}
     return out
+
+
+def _paired(curves: Mapping[str, Curve], roles: Mapping[str, str],
+            validation: Mapping[str, Table] | None, cells: int) -> dict[str, Any]:
+    """Step-level policies against ``REFERENCE`` and the oracle, and the best of them against the
+    best query-level router; the best are chosen on validation, by APGR."""
+    steps = [n for n, role in roles.items() if role == "policy"]
+    candidates = {"step": steps, "query": [n for n in roles if is_router(n)]}
+    best = {kind: choose_policy(validation, names) if validation is not None else None
+            for kind, names in candidates.items()}
+    chosen = {kind: None if found is None else {"policy": found[0], "validation_apgr": found[1]}
+              for kind, found in best.items()}
+    bounds = [n for n, role in roles.items() if role == "upper bound"]
+    return {
+        "reference": REFERENCE if REFERENCE in curves else None,
+        "differences": {n: paired.difference(curves[n], curves[REFERENCE], cells)
+                        for n in steps if n != REFERENCE and REFERENCE in curves},
+        "chosen": chosen,
+        "step_against_query": None if None in best.values() else paired.difference(
+            curves[best["step"][0]], curves[best["query"][0]], cells),
+        "to_oracle": {n: paired.to_upper_bound(curves[n], curves[bounds[0]])
+                      for n in steps if bounds},
+    }
+
+
+def _walltime(result: Result, policies: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Times of each policy alone (:mod:`trim_jax.eval.walltime`), at the chosen settings.
+
+    Raises:
+      ResultError: a time is of another setting than the chosen one.
+    """
+    found = walltime.read(result.folder)
+    for name, entry in (found or {"policies": {}})["policies"].items():
+        point = policies[name]["operating_point"] if name in policies else None
+        if point is not None and point["setting"] != entry["setting"]:
+            raise ResultError(f"{result.folder / walltime.FILE}: {name} was timed at setting "
+                              f"{entry['setting']}, chosen is {point['setting']}: delete the file "
+                              "and run again")
+    return found
