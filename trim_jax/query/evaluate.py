@@ -147,7 +147,7 @@ def cross_validate(outcomes: Outcomes, key: jax.Array, routers: Sequence[Router]
             mask[:, test] = _route(fitted, outcomes.take(test), shares)
             found.setdefault(fitted.name, []).append(fitted)
     return [frontier_of(name, fitted[0].reads, routed[name], outcomes, shares,
-                         [f.chosen for f in fitted]) for name, fitted in found.items()]
+                        [f.chosen for f in fitted]) for name, fitted in found.items()]
 
 
 # ------------------------------------------------------------------------ beside other policies
