@@ -12,7 +12,8 @@ from trim_jax import config as config_lib
 from trim_jax.config import describe, diff_configs, flatten, load_config, load_module, to_json
 from trim_jax.errors import ConfigError
 
-NAMES = ["bench", "recorded", "solve", "study", "study_quick", "sweep", "train_large", "train_prm", "train_small"]
+NAMES = ["bench", "budget", "recorded", "solve", "study", "study_quick", "sweep", "train_large",
+         "train_prm", "train_small"]
 
 
 def value_of(override: str, name: str, config: str = "sweep"):

@@ -64,7 +64,7 @@ def test_wrappers_keep_names_dials_weights_and_state():
     q = dataclasses.replace(q, weights=q.init_weights(jax.random.key(0)))
     wrapped = capped(q, 100, 40)
     assert (wrapped.name, wrapped.parameter, wrapped.settings) == ("q-cap100", "worth", q.settings)
-    assert wrapped.weights is q.weights and wrapped.policy.weights is None
+    assert wrapped.weights is q.weights
     assert hash(wrapped) == hash(dataclasses.replace(wrapped, weights=None))
     obs = observe(9, draft_score=jnp.linspace(0.1, 0.9, 9))
     np.testing.assert_array_equal(actions(wrapped, 500.0, obs), actions(q, 500.0, obs))
