@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
     # What may be spent.
     config.budget = ConfigDict()
     # Tokens of the large model a problem, on average over the whole run; none for no such target.
-    # The policy begins at its setting (thr: policy.threshold, random: policy.p; a trained one in the
-    # middle of its prices).
+    # The policy begins at its setting (thr: policy.threshold, random: policy.p; a trained one in
+    # the middle of its prices).
     config.budget.average = placeholder(float)
     # Most tokens of the large model any solution may spend, at least engine.max_step_tokens: it is
     # asked only while a step of the greatest length still fits. None for no cap.
