@@ -4,15 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from test_commands import SMALL_ENGINE, contents, flags, folders  # noqa: F401
+from test_commands import SIZE, SMALL_ENGINE, contents, flags, folders, trio  # noqa: F401
 
 from trim_jax import cli
+from trim_jax.api import route
 from trim_jax.commands import budget
 from trim_jax.errors import ConfigError
 from trim_jax.eval.traces import load_result, read_traces
 from trim_jax.policies.budget import DualPrice, follow
 from trim_jax.policies.simple import Never, Random, Threshold
 from trim_jax.results import ResultFolder
+from trim_jax.tasks.data import load_problems
 
 PROBLEMS = 16
 
@@ -30,22 +32,24 @@ def done(folders, tmp_path_factory):  # noqa: F811
     return out
 
 
-def test_the_dial_follows_what_the_chunks_spent(done):
+def test_the_dial_follows_what_the_chunks_spent(done, trio):  # noqa: F811
     found = json.loads((done / "budget.json").read_text())
-    price = DualPrice(0.5, 0.01, 1.0, 5.0, PROBLEMS)
+    price, dials, written = DualPrice(0.5, 0.01, 1.0, 5.0, PROBLEMS), [], []
     for i, step in enumerate(found["path"]):
+        dials.append(price.dial)
+        written.append(list(read_traces(done / "chunks" / f"{i:05d}.jsonl")))
         assert step["dial"] == pytest.approx(price.dial, rel=1e-5)
-        traces = list(read_traces(done / "chunks" / f"{i:05d}.jsonl"))
-        assert step["spent"] == sum(t.strong_tokens for t in traces)
-        assert step["solutions"] == len(traces) == 2
-        price = follow(price, len(traces), step["spent"])
-    assert len(found["path"]) == PROBLEMS // 2
-    dials = [step["dial"] for step in found["path"]]
-    assert min(dials) < 0.5 and len(set(dials)) > 3
+        assert step["spent"] == sum(t.strong_tokens for t in written[-1])
+        assert step["solutions"] == len(written[-1]) == 2
+        price = follow(price, 2, step["spent"])
+    assert len(dials) == PROBLEMS // 2
     assert found["error"] == pytest.approx(price.spent / PROBLEMS / 5 - 1, abs=1e-5)
-    # The dial was at work: a chunk's solutions are those of random routing at that dial.
-    spent = [step["spent"] for step in found["path"]]
-    assert max(spent[:2]) > min(spent[2:])
+    # The dial was at work: the chunk at the lowest holds the solutions of random routing there.
+    at = int(np.argmin(dials))
+    problems = load_problems("arith", "test", PROBLEMS)[2 * at : 2 * at + 2]
+    again = route(problems, Random((dials[at], 0.5)), trio, engine=SIZE)
+    assert [t.steps for t in again if t.settings[0] == 0] == [t.steps for t in written[at]]
+    assert [t.steps for t in again if t.settings[1] == 2] != [t.steps for t in written[at]]
 
 
 def test_what_is_written_and_printed(done, folders, capsys):  # noqa: F811

@@ -45,7 +45,9 @@ def run(config: ConfigDict) -> Path:
     """
     average, cap = config.budget.average, config.budget.cap
     if not average and cap is None:
-        raise ConfigError("budget: give --config.budget.average above 0, --config.budget.cap or both")
+        raise ConfigError(
+            "budget: give --config.budget.average above 0, --config.budget.cap, or both"
+        )
     policy = make_policy(config.policy.name, config.policy.threshold, config.policy.p)
     price = start(policy, average) if average else None
     if cap is not None:
@@ -199,6 +201,8 @@ def figure(found: dict[str, Any]) -> Figure:
         above.legend(ncols=3, loc="lower right")
         below.plot(done - solutions / 2, dial, color=figures.BRICK, marker="o", markersize=3)
         below.set_yscale("log")
+        below.yaxis.set_major_formatter("{x:g}")
+        below.yaxis.set_minor_formatter("{x:g}")
         below.set_ylabel("dial")
         below.set_xlabel("solutions so far")
         return figures.laid_out(fig)
