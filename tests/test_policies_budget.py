@@ -82,6 +82,22 @@ def test_a_steered_policy_reads_its_dial_from_the_weights():
     assert hash(moved) == hash(policy)  # static parts are the same: nothing recompiles
 
 
+def test_budgets_take_a_policy_that_is_nothing_without_its_weights():
+    @dataclasses.dataclass(frozen=True)
+    class Solved(Threshold):
+        def __post_init__(self):
+            super().__post_init__()
+            assert self.weights is not None
+
+        def decide(self, dial, obs, state):
+            return super().decide(dial + self.weights["more"], obs, state)
+
+    policy = steered(capped(Solved((0.1, 0.2), {"more": np.float32(0.3)}, variant="b"), 100, 40), 0.2)
+    assert policy.full_name == "thr-b-cap100-steered" and policy.settings == (0.0,)
+    assert actions(policy, 0.0, observe(draft_score=[0.45])) == base.REGENERATE
+    assert actions(policy, 0.0, observe(draft_score=[0.55])) == base.ACCEPT
+
+
 def test_a_cap_without_room_is_refused():
     with pytest.raises(ConfigError, match="cap of 30 tokens has no room for a step of up to 40"):
         capped(Threshold((0.5,)), 30, 40)
