@@ -92,7 +92,8 @@ def test_budgets_take_a_policy_that_is_nothing_without_its_weights():
         def decide(self, dial, obs, state):
             return super().decide(dial + self.weights["more"], obs, state)
 
-    policy = steered(capped(Solved((0.1, 0.2), {"more": np.float32(0.3)}, variant="b"), 100, 40), 0.2)
+    solved = Solved((0.1, 0.2), {"more": np.float32(0.3)}, variant="b")
+    policy = steered(capped(solved, 100, 40), 0.2)
     assert policy.full_name == "thr-b-cap100-steered" and policy.settings == (0.0,)
     assert actions(policy, 0.0, observe(draft_score=[0.45])) == base.REGENERATE
     assert actions(policy, 0.0, observe(draft_score=[0.55])) == base.ACCEPT
