@@ -148,8 +148,17 @@ def test_bench_end_to_end(arith_folders, capsys):
     memory = result["memory"]
     assert (memory["problems"], memory["more_problems"]) == (4, 16)
     assert 0 <= memory["growth_mb"] < 30 < memory["peak_mb"]
+    assert result["simulator"]["bare"]["best"] > 0 and "main_job" not in result
     printed = capsys.readouterr().out
     assert "routed floor" in printed and "compilations after warm-up: 0" in printed
+    assert "million steps a second" in printed
+
+
+def test_one_part_alone(arith_folders):
+    config = bench_config(
+        arith_folders, "--config.bench.parts=simulator", "--config.bench.repeats=1"
+    )
+    assert bench.run(config).keys() == {"config", "provenance", "simulator"}
 
 
 def test_compilations_are_counted():

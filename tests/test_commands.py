@@ -225,7 +225,7 @@ def test_errors_leave_no_traceback(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["sweep", "study", "recorded", "solve", "train-lm", "train-prm", "bench"]
+    "command", ["sweep", "study", "budget", "recorded", "solve", "train-lm", "train-prm", "bench"]
 )
 def test_help_names_every_setting_and_loads_no_jax(command):
     code = (f"import sys; from trim_jax.cli import main; main([{command!r}, '--help']); "

@@ -12,8 +12,9 @@ from trim_jax import config as config_lib
 from trim_jax.config import describe, diff_configs, flatten, load_config, load_module, to_json
 from trim_jax.errors import ConfigError
 
-NAMES = ["ablation", "ablation_prm", "bench", "collect", "recorded", "solve", "study", "study_quick", "sweep",
-         "train_large", "train_prm", "train_prm_noisy", "train_prm_small", "train_small"]
+NAMES = ["ablation", "ablation_prm", "bench", "budget", "collect", "recorded", "solve", "study",
+         "study_quick", "sweep", "train_large", "train_prm", "train_prm_noisy", "train_prm_small",
+         "train_small"]
 
 
 def value_of(override: str, name: str, config: str = "sweep"):

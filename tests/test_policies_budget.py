@@ -64,7 +64,7 @@ def test_wrappers_keep_names_dials_weights_and_state():
     q = dataclasses.replace(q, weights=q.init_weights(jax.random.key(0)))
     wrapped = capped(q, 100, 40)
     assert (wrapped.name, wrapped.parameter, wrapped.settings) == ("q-cap100", "worth", q.settings)
-    assert wrapped.weights is q.weights and wrapped.policy.weights is None
+    assert wrapped.weights is q.weights
     assert hash(wrapped) == hash(dataclasses.replace(wrapped, weights=None))
     obs = observe(9, draft_score=jnp.linspace(0.1, 0.9, 9))
     np.testing.assert_array_equal(actions(wrapped, 500.0, obs), actions(q, 500.0, obs))
@@ -80,6 +80,23 @@ def test_a_steered_policy_reads_its_dial_from_the_weights():
     moved = dataclasses.replace(policy, weights=policy.weights | {"dial": np.float32(0.5)})
     assert actions(moved, 1.0, obs) == base.REGENERATE
     assert hash(moved) == hash(policy)  # static parts are the same: nothing recompiles
+
+
+def test_budgets_take_a_policy_that_is_nothing_without_its_weights():
+    @dataclasses.dataclass(frozen=True)
+    class Solved(Threshold):
+        def __post_init__(self):
+            super().__post_init__()
+            assert self.weights is not None
+
+        def decide(self, dial, obs, state):
+            return super().decide(dial + self.weights["more"], obs, state)
+
+    solved = Solved((0.1, 0.2), {"more": np.float32(0.3)}, variant="b")
+    policy = steered(capped(solved, 100, 40), 0.2)
+    assert policy.full_name == "thr-b-cap100-steered" and policy.settings == (0.0,)
+    assert actions(policy, 0.0, observe(draft_score=[0.45])) == base.REGENERATE
+    assert actions(policy, 0.0, observe(draft_score=[0.55])) == base.ACCEPT
 
 
 def test_a_cap_without_room_is_refused():

@@ -57,6 +57,26 @@ def test_tilting_reaches_the_mean_and_keeps_the_support():
     assert (tilted[p == 0] == 0).all()
 
 
+def test_kinds_of_steps_are_groups_of_lengths():
+    draws, excess = published._step_lengths(60.0)
+    assert draws.mean() == pytest.approx(60, rel=0.02)
+    assert (np.diff(draws.mean(axis=1)) > 0).all()
+    assert np.log(draws).std() == pytest.approx(published.LENGTH_SPREAD, abs=0.03)
+    assert excess.mean() == pytest.approx(0, abs=1e-9)
+
+
+def test_long_steps_score_low_and_all_together_as_before():
+    _, excess = published._step_lengths(60.0)
+    cells = np.tile(np.linspace(0, 1, 129) ** 0.25, (3, 2, 1))  # P(score < s) = s^4
+    found = published._by_length(cells, excess)
+    below = lambda rows: np.mean(rows < 0.5, axis=-1)  # noqa: E731
+    own = below(found)
+    for state in (0, 1):
+        assert own[state, -1, 0] > 2.5 * own[state, 0, 0]
+        assert own[state].mean() == pytest.approx(1 / 16, abs=0.012)
+    np.testing.assert_array_equal(found[2], np.tile(cells[2], (len(excess), 1, 1)))
+
+
 @pytest.mark.parametrize("text, message", [
     (None, "cannot be read"), ("{", "cannot be read"), ("{}", "terminal_hazard_by_step"),
 ])  # fmt: skip
@@ -82,3 +102,6 @@ def test_recorded_anchors_and_points_are_met():
     np.testing.assert_allclose(report.predicted, want, atol=0.02)
     assert float(found.steps[0]) == pytest.approx(8.0, abs=0.1)
     assert float(found.strong_tokens[1]) == pytest.approx(494.8, rel=0.02)
+    # What the judge rejects is long: tokens of a rewrite against those of any step.
+    rewrite = found.strong_tokens[2] / found.strong_steps[2] / (494.8 / 8.0)
+    assert 1.2 < float(rewrite) < 1.8

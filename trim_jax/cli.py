@@ -32,6 +32,12 @@ def _collect(config, args) -> None:
     print(f"report: {collect.run(config)}")
 
 
+def _budget(config, args) -> None:
+    from trim_jax.commands import budget
+
+    print(f"results: {budget.run(config)}")
+
+
 def _solve(config, args) -> None:
     from trim_jax.commands import solve
 
@@ -82,6 +88,7 @@ CONFIGURED: dict[str, tuple[Callable, str, str]] = {
     "sweep": (_sweep, "sweep", "run TRIM-Thr at every threshold against its anchors: the main job"),
     "study": (_study, "study", "train every policy and compare them all (--config study_quick: in minutes)"),
     "collect": (_collect, "collect", "collect traces of training problems, to train policies from"),
+    "budget": (_budget, "budget", "route a data set under a budget of the large model's tokens"),
     "solve": (_solve, "solve", "solve one problem and show who wrote each step"),
     "train-lm": (_train_lm, "train_small", "train a language model (--config train_small or train_large)"),
     "train-prm": (_train_prm, "train_prm", "train the process reward model"),

@@ -1,4 +1,4 @@
-"""`trim-jax bench`: speed and size, as ratios from one run."""
+"""`trim-jax bench`: speed and size of routing and of the simulator, from one run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trim_jax.bench import floor, footprint, throughput
 from trim_jax.commands import setup
 from trim_jax.errors import ResultError
 from trim_jax.results import atomic_write, dumps
+from trim_jax.sim import speed
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import load_problems
 
@@ -20,15 +21,14 @@ def run(config: ConfigDict) -> dict[str, Any]:
     """Measure, print a table of each part, and keep bench.json up to date part by part.
 
     Returns:
-      The content of bench.json: config, provenance, throughput (one entry a batch size, see
-      `throughput.measure`), memory, and main_job where it was asked for.
+      The content of bench.json: config, provenance, and the parts asked for: throughput (one entry
+      a batch size, see `throughput.measure`), memory, simulator (`speed.measure`), main_job.
 
     Raises:
       TrimError: the trio, the problems or the folder cannot be used.
     """
-    out, settings = Path(config.out), config.bench
+    out, settings, data = Path(config.out), config.bench, config.data
     largest = max(settings.batches)
-    data = config.data
     problems = load_problems(data.source, data.split, settings.rounds * largest)
     trio = setup.load_models(config)
     prompts.check_prompts(
@@ -39,23 +39,39 @@ def run(config: ConfigDict) -> dict[str, Any]:
     }  # fmt: skip
     _save(out, result)  # an unwritable folder is found now, not after minutes of measuring
 
-    result["throughput"] = []
-    for batch in settings.batches:
-        measured = throughput.measure(config, trio, problems[: settings.rounds * batch], batch)
-        result["throughput"].append(measured)
-        _save(out, result)
-        print(throughput.table([measured]), floor.table(measured["floor"]), sep="\n\n", end="\n\n")
-    result["memory"] = memory = footprint.memory_growth(config)
-    _save(out, result)
-    print(f"peak memory: {memory['peak_mb']:.0f} MB after {memory['problems']} problems, "
-          f"{memory['peak_mb_after_more']:.0f} MB after {memory['more_problems']} more "
-          f"({memory['growth_mb']:+.1f} MB)")
-    if settings.main_job:
-        result["main_job"] = job = footprint.main_job(config)
-        _save(out, result)
-        print(f"main job: {job['seconds'] / 60:.2f} minutes, peak memory {job['peak_mb']:.0f} MB")
+    if "throughput" in settings.parts:
+        result["throughput"] = []
+        for batch in settings.batches:
+            measured = throughput.measure(config, trio, problems[: settings.rounds * batch], batch)
+            result["throughput"].append(measured)
+            _save(out, result)
+            print(throughput.table([measured]), floor.table(measured["floor"]), sep="\n\n",
+                  end="\n\n")  # fmt: skip
+    for part, (measure, table) in _PARTS.items():
+        if part in settings.parts:
+            result[part] = measure(config)
+            _save(out, result)
+            print(table(result[part]), end="\n\n")
     print(f"bench.json: {out / 'bench.json'}")
     return result
+
+
+def _memory_table(memory: dict[str, float]) -> str:
+    return (f"peak memory: {memory['peak_mb']:.0f} MB after {memory['problems']} problems, "
+            f"{memory['peak_mb_after_more']:.0f} MB after {memory['more_problems']} more "
+            f"({memory['growth_mb']:+.1f} MB)")  # fmt: skip
+
+
+def _job_table(job: dict[str, float]) -> str:
+    return f"main job: {job['seconds'] / 60:.2f} minutes, peak memory {job['peak_mb']:.0f} MB"
+
+
+# The parts that need no routed problems of this process: how each is measured and shown.
+_PARTS = {
+    "memory": (footprint.memory_growth, _memory_table),
+    "simulator": (lambda config: speed.measure(config.bench.repeats), speed.table),
+    "main_job": (footprint.main_job, _job_table),
+}
 
 
 def _save(out: Path, result: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ def _unpack(row: dict[str, Any], outcomes: Outcomes) -> evaluate.QueryFrontier:
     shares = tuple(row["shares"])
     # A higher share routes whatever a lower one does.
     routed = (np.arange(len(shares))[:, None] >= np.array(row["kept"]))[..., None]
-    return evaluate._frontier(row["name"], row["reads"], routed, outcomes, shares, row["chosen"])
+    return evaluate.frontier_of(row["name"], row["reads"], routed, outcomes, shares, row["chosen"])
 
 
 def _thresholds(config: ConfigDict) -> tuple[float, ...]:

@@ -147,8 +147,8 @@ def figure(summary: Mapping[str, Any]) -> Figure:
         _draw_predicted(ax, summary["predicted"]["variants"])
         for x, anchor, label, align, shift in ((0, weak, "small alone", "left", (9, -14)),
                                                (1, strong, "large alone", "right", (-9, -78))):
-            figures._error_bar(ax, x, anchor, figures.INK)
-            y = 100 * anchor["value"]
+            low, y, high = (100 * anchor[part] for part in ("low", "value", "high"))
+            ax.vlines(100 * x, low, high, color=figures.INK, linewidth=1.2)
             ax.plot([100 * x], [y], color=figures.INK, marker="D", markersize=6, zorder=6)
             ax.annotate(f"{label}  {y:.1f} %", (100 * x, y), xytext=shift, ha=align,
                         textcoords="offset points", fontweight="bold", zorder=6)  # fmt: skip
@@ -157,7 +157,8 @@ def figure(summary: Mapping[str, Any]) -> Figure:
         ax.set_ylabel("problems solved")
         ax.xaxis.set_major_formatter(figures.PERCENT)
         ax.yaxis.set_major_formatter(figures.PERCENT)
-        figures._legend_below(fig, ax, 2)
+        handles, labels = ax.get_legend_handles_labels()
+        fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2)
         return figures.laid_out(fig)
 
 

@@ -14,7 +14,10 @@ from trim_jax.policies import base
 
 @dataclasses.dataclass(frozen=True)
 class _Wrapper(base.Policy):
-    """A policy that asks another one, with that one's name, dial and needs."""
+    """A policy that asks another one, with that one's name, dial and needs.
+
+    The other one's weights are those in `weights`; what it holds itself is only its shape.
+    """
 
     policy: base.Policy = base.Policy()
 
@@ -25,6 +28,18 @@ class _Wrapper(base.Policy):
     @property
     def needs_reference(self):
         return self.policy.needs_reference
+
+    @property
+    def state_knows_dial(self):
+        return self.policy.state_knows_dial
+
+    @property
+    def peeks(self):
+        return self.policy.peeks
+
+    @property
+    def judges(self):
+        return self.policy.judges
 
     def init(self, rows):
         return self.policy.init(rows)
@@ -55,7 +70,7 @@ class Capped(_Wrapper):
 
     @property
     def name(self):
-        return f"{self.policy.name}-cap{self.cap}"
+        return f"{self.policy.full_name}-cap{self.cap}"
 
     @property
     def _inner(self):
@@ -75,21 +90,28 @@ class Capped(_Wrapper):
 
 def capped(policy: base.Policy, cap: int, step_tokens: int) -> Capped:
     """`policy` with a hard cap on each solution; its settings and weights become the wrapper's."""
-    bare = dataclasses.replace(policy, weights=None)
-    return Capped(policy.settings, policy.weights, bare, cap, step_tokens)
+    return Capped(policy.settings, policy.weights, policy, cap, step_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Steered(_Wrapper):
     """Another policy at a dial that lies in the weights, where it can be moved without a recompile.
 
-    Made by `steered`. `weights` is {"dial": float32 [], "policy": the other one's weights}; its own
-    settings are one placeholder.
+    Made by `steered`. `weights` is {"dial": float32 [], "policy": the other one's weights}; it has no
+    settings of its own.
     """
 
     @property
     def name(self):
-        return f"{self.policy.name}-steered"
+        return f"{self.policy.full_name}-steered"
+
+    @property
+    def parameter(self):
+        return ""
+
+    @property
+    def state_knows_dial(self):
+        return False
 
     @property
     def _inner(self):
@@ -104,9 +126,7 @@ class Steered(_Wrapper):
 
 def steered(policy: base.Policy, dial: float) -> Steered:
     """`policy` with its dial among the weights, at first at `dial`."""
-    bare = dataclasses.replace(policy, weights=None)
-    weights = {"dial": np.float32(dial), "policy": policy.weights}
-    return Steered((1.0,), weights, bare)
+    return Steered(weights={"dial": np.float32(dial), "policy": policy.weights}, policy=policy)
 
 
 class DualPrice(NamedTuple):

@@ -88,8 +88,9 @@ def cuts(calibration: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     return out
 
 
-def _frontier(name: str, reads: str, routed: np.ndarray, outcomes: Outcomes,
-              shares: tuple[float, ...], chosen: Any) -> QueryFrontier:
+def frontier_of(name: str, reads: str, routed: np.ndarray, outcomes: Outcomes,
+                shares: tuple[float, ...], chosen: Any) -> QueryFrontier:
+    """The frontier of a router that sends the cells `routed`, bool [K, N, S], to the large model."""
     return QueryFrontier(
         name=name, reads=reads, shares=shares, routed=routed,
         correct=np.where(routed, outcomes.large_correct, outcomes.small_correct),
@@ -103,8 +104,8 @@ def _route(fitted: Fitted, outcomes: Outcomes, shares: Sequence[float]) -> np.nd
 
 def sweep(fitted: Fitted, outcomes: Outcomes, shares: tuple[float, ...] = SHARES) -> QueryFrontier:
     """The frontier of a trained router; its cuts come from training, not from `outcomes`."""
-    return _frontier(fitted.name, fitted.reads, _route(fitted, outcomes, shares), outcomes,
-                     shares, fitted.chosen)
+    return frontier_of(fitted.name, fitted.reads, _route(fitted, outcomes, shares), outcomes,
+                       shares, fitted.chosen)
 
 
 def fit_all(train: Outcomes, key: jax.Array,
@@ -145,8 +146,8 @@ def cross_validate(outcomes: Outcomes, key: jax.Array, routers: Sequence[Router]
                 fitted.name, np.zeros((len(shares), *outcomes.small_correct.shape), bool))
             mask[:, test] = _route(fitted, outcomes.take(test), shares)
             found.setdefault(fitted.name, []).append(fitted)
-    return [_frontier(name, fitted[0].reads, routed[name], outcomes, shares,
-                      [f.chosen for f in fitted]) for name, fitted in found.items()]
+    return [frontier_of(name, fitted[0].reads, routed[name], outcomes, shares,
+                        [f.chosen for f in fitted]) for name, fitted in found.items()]
 
 
 # ------------------------------------------------------------------------ beside other policies

@@ -14,9 +14,17 @@ No traces are needed, only `pomdp_parameters.json`: histograms of step counts an
    thresholds, with priors. The spreads are fitted again: PRM-made labels blur them, above all the
    large model's, of which stage 1 finds next to none.
 
-Assumed, since nothing is published: lengths of steps are gamma with a standard deviation of 0.6
-times the mean, those of draft and rewrite independent; a rewrite's score is distributed as a
-draft's.
+Assumed, since nothing is published:
+
+- Lengths of steps are log-normal, and long steps are harder, for the writers and for the judge:
+  the logits of an error, and of a low score for an innocent step, rise with the logarithm of the
+  length. Else a rewrite would be as long as any step, while in recorded solutions of MATH-500
+  (Llama-3.2-1B and 3.1-8B, first 30 steps) those that a PRM scores below 0.5 are 1.6 and 1.7 times
+  as long as the average. There the standard deviation of the lengths is 1.13 and 0.93 times the
+  mean, and the logit of a first error, by the method's rule, rises by 0.83 and 0.98 with the
+  logarithm over all problems; within one problem, whose effect has a spread of about 1.5, that is
+  about 1.2. Draft and rewrite are of one group of lengths, and independent within it.
+- A rewrite's score is distributed as a draft's.
 """
 
 from __future__ import annotations
@@ -36,13 +44,15 @@ from trim_jax.errors import DataError
 from trim_jax.policies.simple import Threshold
 from trim_jax.sim import deblur, tables
 from trim_jax.sim.env import rollout
-from trim_jax.sim.process import ENTRIES, FIRST, LARGE, SMALL, Process, plans
+from trim_jax.sim.process import ENTRIES, LARGE, S0, S1, SMALL, Process
 
 MAX_STEPS = 30
 PLANS = 4096
 ROWS = 50_000  # simulated problems an evaluation of stage 3
 NODES = 21
-_LENGTH_SPREAD = 0.6
+LENGTHS = 8  # groups of steps of similar length, equally likely
+LENGTH_SPREAD = 0.83  # of the logarithm of a length: a standard deviation of the mean itself
+ERROR_SLOPE, SCORE_SLOPE = 1.2, 0.9  # on it, of the logits of an error and of a low score
 _MIN_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # Priors of stage 3, (mean, standard deviation): atanh of the correlation; the two terms of
 # `draft_wrong`; log of the spread for the small model (around stage 1) and for the large.
@@ -186,20 +196,22 @@ def _process(fits, lengths: np.ndarray, cells: np.ndarray, recorded: Recorded) -
     """The process before stage 3: its levels and correlations are still to be found."""
     n_steps = np.searchsorted(np.cumsum(lengths), (np.arange(PLANS) + 0.5) / PLANS)
     n_steps = jnp.asarray(np.clip(n_steps, 1, MAX_STEPS), jnp.int32)
-    kinds, mean = 3, recorded.tokens / recorded.steps
-    shape = _LENGTH_SPREAD**-2
-    draws = scipy.stats.gamma.ppf((np.arange(ENTRIES) + 0.5) / ENTRIES, shape, scale=mean / shape)
-    draws = jnp.asarray(np.tile(np.maximum(np.round(draws), 1), (kinds, 1)), jnp.float32)
-    first = jnp.array([f["first"] for f in fits])[:, None, None] * jnp.eye(kinds)[FIRST][:, None]
+    group = np.random.default_rng(0).integers(LENGTHS, size=(PLANS, MAX_STEPS))
+    # The kinds are the groups of lengths, once for first steps and once for all others.
+    group[:, 0] += LENGTHS
+    first = np.repeat([0.0, 1.0], LENGTHS) * np.array([f["first"] for f in fits])[:, None]
+    draws, excess = _step_lengths(recorded.tokens / recorded.steps)
+    draws, excess = jnp.asarray(np.tile(draws, (2, 1)), jnp.float32), np.tile(excess, 2)
+    logit = first - ERROR_SLOPE * excess  # [model, kind]
     slope = jnp.array([f["slope"] for f in fits])[:, None] * tables.length_scale(MAX_STEPS)
-    cells = np.broadcast_to(cells[None, :, None], (2, 3, kinds, *cells.shape[1:]))
+    cells = np.broadcast_to(_by_length(cells, excess), (2, 3, len(excess), *cells.shape[1:]))
     return Process(
         n_steps=n_steps,
-        kinds=plans(n_steps, MAX_STEPS),
+        kinds=jnp.asarray(group, jnp.int32),
         effect_sd=jnp.array([f["sd"] for f in fits], jnp.float32),
         effect_correlation=jnp.zeros(()),
         by_length=slope.astype(jnp.float32),
-        logit=jnp.broadcast_to(first, (2, kinds, MAX_STEPS)).astype(jnp.float32),
+        logit=jnp.asarray(np.repeat(logit[:, :, None], MAX_STEPS, axis=2), jnp.float32),
         draft_wrong=jnp.zeros(2),
         draft_tokens=draws,
         strong_slope=jnp.zeros(()),
@@ -209,6 +221,34 @@ def _process(fits, lengths: np.ndarray, cells: np.ndarray, recorded: Recorded) -
         same=jnp.zeros(3),
         lucky=jnp.zeros(()),
     )
+
+
+def _step_lengths(mean: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths [LENGTHS, ENTRIES] of each group; how much longer it is, [LENGTHS], in logarithms."""
+    normal = scipy.stats.norm.ppf((np.arange(LENGTHS * ENTRIES) + 0.5) / (LENGTHS * ENTRIES))
+    excess = LENGTH_SPREAD * normal.reshape(LENGTHS, ENTRIES)
+    draws = mean * np.exp(excess - LENGTH_SPREAD**2 / 2)
+    return np.maximum(np.round(draws), 1), excess.mean(axis=1)
+
+
+def _by_length(cells: np.ndarray, excess: np.ndarray) -> np.ndarray:
+    """Score quantiles [3, kinds, C, Q + 1] of each kind from those of all, [3, C, Q + 1].
+
+    In S0 and S1 the odds of a score below any level go with the length, to the power SCORE_SLOPE;
+    low scores are as frequent over all kinds as before. Of the first wrong step, S2, the score does
+    not depend on the length (in the recorded solutions hardly).
+    """
+    out = np.repeat(cells[:, None], len(excess), axis=1)
+    u = np.arange(cells.shape[-1]) / (cells.shape[-1] - 1)
+    odds = np.exp(SCORE_SLOPE * excess)
+    odds /= odds.mean()
+    for kind in range(len(excess)):
+        # Where the quantile u of this kind lies among all.
+        place = u / (u + odds[kind] * (1 - u))
+        for state in (S0, S1):
+            for c in range(cells.shape[1]):
+                out[state, kind, c] = np.interp(place, u, cells[state, c])
+    return out
 
 
 # ---------------------------------------------------------------------------- the recorded run
