@@ -72,7 +72,10 @@ def test_a_draft_does_not_see_what_comes_after_it():
     params = policy.init_weights(jax.random.key(2))
     stood, drafts = jax.random.normal(jax.random.key(3), [2, 1, 3, 3])
     run = jax.jit(functools.partial(policy.network.apply, {"params": params}, method="whole"))
-    moved = lambda s, d: list(jnp.abs(run(s, d) - run(stood, drafts))[0].max(axis=-1) > 1e-5)  # noqa: E731
+
+    def moved(s, d):
+        return list(jnp.abs(run(s, d) - run(stood, drafts))[0].max(axis=-1) > 1e-5)
+
     assert moved(stood.at[:, 1].add(1.0), drafts) == [False, False, True]
     assert moved(stood, drafts.at[:, 1].add(1.0)) == [False, True, False]
 

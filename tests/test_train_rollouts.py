@@ -94,6 +94,6 @@ def test_prices_that_never_part_are_written_once_and_other_weights_need_no_new_e
     np.testing.assert_array_equal(again.uniform, episodes.uniform)
 
 
-def test_a_prompt_without_room_is_named(player, weights):
-    with pytest.raises(DataError, match="'long' takes"):
-        player.play(weights, [*PROBLEMS, Problem("long", "a" * 200, "", "1", None, "")], seed=0)
+def test_a_prompt_that_cannot_be_asked_is_named(player, weights):
+    with pytest.raises(DataError, match="'odd' contains '<extra_0>'"):
+        player.play(weights, [*PROBLEMS, Problem("odd", "a<extra_0>", "", "1", None, "")], seed=0)
