@@ -176,9 +176,9 @@ def add_study(config: ConfigDict) -> None:
     )  # fmt: skip
     # Settings of the policies with a price: tokens of the large model that a right answer is worth.
     config.study.worths = (15, 25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 2500, 4000)
-    # The tuned policies: rounds, and problems of policy_train a round. As many problems as in a round
-    # are held out for the choice between rounds.
-    config.study.tune_rounds = 8
+    # Rounds of the tuned policies; after each, what they have learned is measured.
+    config.study.tune_rounds = 4
+    # Problems of policy_train that a round of tuning plays; as many others are held out for measuring.
     config.study.tune_problems = 200
     # Problems on which each policy is timed alone, at its chosen setting; 0 for no timing.
     config.study.timed = 200

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.sweep.validation = 150
     config.study.train = 600
     config.study.hard = 100
-    config.study.tune_rounds = 4
+    config.study.tune_rounds = 2
     config.study.tune_problems = 100
     return config
 

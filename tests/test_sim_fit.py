@@ -78,7 +78,7 @@ def test_comparison_and_figure(fitted, result):
     assert found.accuracy.inside.all() and found.accuracy.mean_error < 0.03
     assert found.share.mean_error < 0.03 and (found.share.predicted[[0, -1]] == [0, 1]).all()
     assert "5 inside" in compare.table_of([found])
-    assert len(compare.figure([found]).axes) == 2
+    assert [ax.get_title("left") for ax in compare.figure([found]).axes] == ["TRIM-Thr"]
 
 
 def test_events_are_counted_once(result):

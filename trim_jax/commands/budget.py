@@ -20,7 +20,7 @@ from trim_jax.commands import setup
 from trim_jax.commands.sweep import Runs, origin_of
 from trim_jax.engine.engine import Engine, Request, Solution
 from trim_jax.errors import ConfigError
-from trim_jax.eval import bootstrap, figures
+from trim_jax.eval import bootstrap, figures, style
 from trim_jax.eval.summary import estimate
 from trim_jax.eval.traces import load_result, read_traces, tables
 from trim_jax.policies.base import Policy
@@ -189,17 +189,17 @@ def figure(found: dict[str, Any]) -> Figure:
         for name in ("solutions", "spent", "dial")
     )
     done = np.cumsum(solutions)
-    with rc_context(figures.RC):
+    with rc_context(style.RC):
         fig, (above, below) = figures.new_figure(7.5, 5.0, nrows=2, sharex=True)
-        above.plot(done, spent / solutions, color=figures.SKY, linestyle="none", marker="o",
+        above.plot(done, spent / solutions, color=style.SKY, linestyle="none", marker="o",
                    label="each chunk")  # fmt: skip
-        above.plot(done, np.cumsum(spent) / done, color=figures.BLUE, label="average so far")
-        above.axhline(found["average"], color=figures.MUTED, linewidth=1, linestyle=(0, (4, 2)),
+        above.plot(done, np.cumsum(spent) / done, color=style.BLUE, label="average so far")
+        above.axhline(found["average"], color=style.MUTED, linewidth=1, linestyle=(0, (4, 2)),
                       label="budget")  # fmt: skip
         above.set_ylabel("strong tokens a problem")
         above.set_ylim(bottom=0)
         above.legend(ncols=3, loc="lower right")
-        below.plot(done - solutions / 2, dial, color=figures.BRICK, marker="o", markersize=3)
+        below.plot(done - solutions / 2, dial, color=style.BRICK, marker="o", markersize=3)
         below.set_yscale("log")
         below.yaxis.set_major_formatter("{x:g}")
         below.yaxis.set_minor_formatter("{x:g}")

@@ -28,8 +28,8 @@ from trim_jax.commands.collect import collecting_policies
 from trim_jax.commands.sweep import VALIDATION_SEEDS, Runs, open_part, sweep_policies
 from trim_jax.engine.engine import Cells
 from trim_jax.errors import ConfigError
-from trim_jax.eval import figures, selected, sharing, study
-from trim_jax.eval.summary import choose_setting
+from trim_jax.eval import figures, selected, sharing, study, walltime
+from trim_jax.eval.choice import choose_setting
 from trim_jax.eval.report import write_report
 from trim_jax.eval.traces import Result, load_result, tables
 from trim_jax.policies.base import Policy
@@ -160,7 +160,7 @@ class _Study:
 
     def time_each(self, problems: Sequence[Problem], runs: Runs) -> None:
         """Time every policy alone at the setting that validation chose, in turns; walltime.json."""
-        path = self.out / "walltime.json"
+        path = self.out / walltime.FILE
         if path.exists():
             return
         found = tables(load_result(self.out / "validation"))
@@ -197,7 +197,7 @@ class _Study:
             tables.append(f"## {part}: {summary['problems']} problems, seeds "
                           f"{', '.join(map(str, summary['seeds']))}\n\n{study.table(summary)}"
                           f"\n{sharing.sentence(result)}\n")
-        drawn = study.figure(summaries)
+        drawn, apart = study.figure(summaries), study.difference_figure(summaries)
         process, _ = fitted_environment(self.out / "collected", self.config.engine.max_steps)
         learned = {name: load_policy(self.out / "policies" / name)
                    for name in self.config.study.policies}  # fmt: skip
@@ -212,6 +212,8 @@ class _Study:
             "simulator.png": figures.to_png(compare.figure(predicted)),
             "simulator.txt": compare.table_of(predicted).encode() + b"\n",
         }
+        if apart is not None:
+            files["differences.png"] = figures.to_png(apart)
         for name, content in files.items():
             atomic_write(self.out / name, [content])
         return self.out / "report.html"

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from trim_jax.eval import figures, metrics
+from trim_jax.eval import figures, metrics, style
 from trim_jax.eval.bootstrap import interval
 from trim_jax.eval.summary import estimate, number
 
@@ -129,10 +129,10 @@ def ranked(summary: Mapping[str, Any]) -> list[str]:
 
 def figure(summary: Mapping[str, Any]) -> Figure:
     """Baselines in grey, the best of them named; anchors; the prediction dashed, with its band."""
-    with rc_context(figures.RC):
+    with rc_context(style.RC):
         fig, ax = figures.new_figure(9.2, 5.8)
         weak, strong = (summary["anchors"][side] for side in ("weak", "strong"))
-        ax.plot([0, 100], [100 * weak["value"], 100 * strong["value"]], color=figures.MUTED,
+        ax.plot([0, 100], [100 * weak["value"], 100 * strong["value"]], color=style.MUTED,
                 linewidth=1, linestyle=(0, (1, 2)), label="whole questions at random")  # fmt: skip
         order = ranked(summary)
         for i, name in reversed(list(enumerate(order))):
@@ -148,8 +148,8 @@ def figure(summary: Mapping[str, Any]) -> Figure:
         for x, anchor, label, align, shift in ((0, weak, "small alone", "left", (9, -14)),
                                                (1, strong, "large alone", "right", (-9, -78))):
             low, y, high = (100 * anchor[part] for part in ("low", "value", "high"))
-            ax.vlines(100 * x, low, high, color=figures.INK, linewidth=1.2)
-            ax.plot([100 * x], [y], color=figures.INK, marker="D", markersize=6, zorder=6)
+            ax.vlines(100 * x, low, high, color=style.INK, linewidth=1.2)
+            ax.plot([100 * x], [y], color=style.INK, marker="D", markersize=6, zorder=6)
             ax.annotate(f"{label}  {y:.1f} %", (100 * x, y), xytext=shift, ha=align,
                         textcoords="offset points", fontweight="bold", zorder=6)  # fmt: skip
         ax.set_xlim(-3, 103)
@@ -164,7 +164,7 @@ def figure(summary: Mapping[str, Any]) -> Figure:
 
 def _draw_predicted(ax, variants: Mapping[str, Mapping[str, Any]]) -> None:
     """The first variant with its band and the others thin, all dashed."""
-    colors = (figures.BLUE, figures.SKY, figures.ORANGE)
+    colors = (style.BLUE, style.SKY, style.ORANGE)
     for i, (name, row) in reversed(list(enumerate(variants.items()))):
         c = 100 * figures.series([{"c": e} for e in row["c"]], "c")
         low, value, high = (

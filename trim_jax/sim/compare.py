@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from trim_jax.eval import figures
+from trim_jax.eval import figures, style
 from trim_jax.eval.bootstrap import interval, resample
-from trim_jax.eval.summary import find_anchor, label_of
+from trim_jax.eval.choice import find_anchor
+from trim_jax.eval.names import label_of
 from trim_jax.eval.traces import Result, tables
 from trim_jax.policies.base import Policy
 from trim_jax.policies.simple import Always, Oracle, Random, Threshold
@@ -130,40 +131,31 @@ def table_of(comparisons: Sequence[Comparison]) -> str:
 
 
 def figure(comparisons: Sequence[Comparison]) -> Figure:
-    """Left: the frontiers. Right: accuracy and strong tokens of each setting of the first policy.
-
-    Recorded values are markers with 95 % intervals, predictions are lines.
-    """
-    with rc_context(figures.RC):
-        fig, (left, right) = figures.new_figure(10.2, 4.4, ncols=2)
-        names = [c.policy for c in comparisons]
-        for c in comparisons:
-            style = figures.style_of(c.policy, names)
-            x, y = 100 * c.share.recorded, 100 * c.accuracy.recorded
-            _bars(left, x, c.accuracy, style.color)
-            left.plot(x, y, linestyle="none", marker=style.marker, color=style.color,
-                      markerfacecolor=figures.PAPER,
-                      label=f"{label_of(c.policy)}, recorded")  # fmt: skip
-            left.plot(100 * c.share.predicted, 100 * c.accuracy.predicted, color=style.color,
-                      linestyle="-" if len(x) > 1 else "none", marker="x", markersize=4.5,
-                      label=f"{label_of(c.policy)}, predicted")  # fmt: skip
-        left.set_title("Frontiers")
-        left.set_xlabel("tokens written by the large model, % of strong-only")
-        left.set_ylabel("problems solved")
-        main = comparisons[0]
-        k = np.array(main.settings, float)
-        for series, color, label in ((main.accuracy, figures.BLUE, "problems solved"),
-                                     (main.share, figures.BRICK, "strong tokens")):  # fmt: skip
-            _bars(right, k, series, color)
-            right.plot(k, 100 * series.recorded, linestyle="none", marker="o", color=color,
-                       markerfacecolor=figures.PAPER, label=f"{label}, recorded")  # fmt: skip
-            right.plot(k, 100 * series.predicted, color=color, label=f"{label}, predicted")
-        right.set_title(f"{label_of(main.policy)} by setting")
-        right.set_xlabel("threshold k" if main.parameter == "k" else main.parameter)
-        for ax in (left, right):
-            ax.xaxis.set_major_formatter(figures.PERCENT if ax is left else "{x:g}")
+    """The frontier of each policy in a panel of its own: recorded (markers, 95 %) and predicted."""
+    columns = min(4, len(comparisons))
+    lines = -(-len(comparisons) // columns)
+    names = [c.policy for c in comparisons]
+    with rc_context(style.RC):
+        fig, axes = figures.new_figure(
+            3.1 * columns, 2.7 * lines, nrows=lines, ncols=columns, squeeze=False
+        )
+        for ax in axes.flat[len(comparisons):]:
+            ax.set_visible(False)
+        for ax, c in zip(axes.flat, comparisons):
+            look = style.style_of(c.policy, names)
+            x = 100 * c.share.recorded
+            _bars(ax, x, c.accuracy, look.color)
+            ax.plot(x, 100 * c.accuracy.recorded, linestyle="none", marker=look.marker,
+                    color=look.color, markerfacecolor=style.PAPER, label="recorded")  # fmt: skip
+            ax.plot(100 * c.share.predicted, 100 * c.accuracy.predicted, color=style.INK,
+                    linestyle="-" if len(x) > 1 else "none", marker="x", markersize=4, linewidth=1,
+                    label="predicted")  # fmt: skip
+            ax.set_title(label_of(c.policy))
+            ax.xaxis.set_major_formatter(figures.PERCENT)
             ax.yaxis.set_major_formatter(figures.PERCENT)
             ax.legend(loc="lower right", fontsize=8)
+        fig.supxlabel("tokens written by the large model, % of strong-only", fontsize=9.5)
+        fig.supylabel("problems solved", fontsize=9.5)
         return figures.laid_out(fig)
 
 

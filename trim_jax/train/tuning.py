@@ -34,7 +34,7 @@ from trim_jax.train.rollouts import Player
 
 # Solutions are dearer than in the simulator: more is learned from each.
 PPO_LEARNING = ppo.PpoConfig(epochs=10, learning_rate=3e-4)
-Q_LEARNING = q.QConfig(updates=200, learning_rate=3e-4)
+Q_LEARNING = q.QConfig(updates=60, learning_rate=1e-4)
 SETTINGS, STATE = "tuning.json", "tuning.safetensors"
 
 
