@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -210,7 +211,7 @@ def figure(runs: Sequence[Summary]) -> Figure:
                 handles[f"other query-level routers ({len(routers)})"] = Line2D(
                     [], [], color=style.FAINT, linewidth=1)
         fig.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8.5,
-                   ncols=3 if len(runs) == 1 else 5)  # fmt: skip
+                   ncols=2 * len(runs))  # fmt: skip
         return figures.laid_out(fig)
 
 
@@ -232,19 +233,14 @@ def difference_figure(runs: Sequence[Summary]) -> Figure | None:
     reference = runs[0]["policies"][runs[0]["paired"]["reference"]]["label"]
     with rc_context(style.RC):
         fig, axes = figures.new_figure(
-            max(3.0 * columns, 6.0), 0.9 + 2.3 * lines * len(runs), ncols=columns,
+            max(3.0 * columns, 6.0), 0.9 + 2.6 * lines * len(runs), ncols=columns,
             nrows=lines * len(runs), squeeze=False)  # fmt: skip
         for i, run in enumerate(runs):
             block = axes[i * lines:(i + 1) * lines].flat
             for ax in block[len(shown):]:
                 ax.set_visible(False)
-            found = [run["paired"]["differences"][n]["curve"] for n in shown]
-            ends = [v for curve in found for part in ("band_low", "band_high") for v in curve[part]
-                    if v is not None]  # fmt: skip
             for ax, name in zip(block, shown):
                 _draw_difference(ax, run, name, style.style_of(name, shown).color)
-                if ends:
-                    ax.set_ylim(100 * min(ends) - 0.2, 100 * max(ends) + 0.2)
         fig.suptitle(f"Problems solved at equal cost, less those of {reference}, in points. Dark: "
                      "95 % at each cost.\nLight: 95 % of whole curves.", fontsize=10, x=0.01,
                      ha="left")  # fmt: skip
@@ -261,5 +257,6 @@ def _draw_difference(ax: Axes, run: Summary, name: str, color: str) -> None:
     ax.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.26, linewidth=0)
     ax.plot(x, curve["value"], color=color, linewidth=1.6)
     ax.axhline(0, color=style.INK, linewidth=0.9)
-    ax.set_title(f"{run['policies'][name]['label']}\n{run['name']}", fontsize=9)
+    label = "\n".join(textwrap.wrap(run["policies"][name]["label"], width=30))
+    ax.set_title(f"{label}\n{run['name']}", fontsize=9)
     ax.xaxis.set_major_formatter(figures.PERCENT)
