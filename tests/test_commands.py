@@ -104,6 +104,23 @@ def sweep_arguments(folders, out):
             "--config.sweep.thresholds=0,0.5,1", "--config.sweep.random=0,0.5,1"]  # fmt: skip
 
 
+def test_a_collection_holds_both_models_steps_behind_every_text_of_the_small_one(folders, tmp_path):
+    arguments = ["collect", *flags(folders), *SMALL_ENGINE, f"--config.out={tmp_path / 'out'}",
+                 "--config.data.limit=3", "--config.collect.detours=3", "--config.sweep.bootstrap=20",
+                 "--config.sweep.thresholds=0,1", "--config.sweep.random=0.5"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    result = load_result(tmp_path / "out")
+    assert set(result.policies) == {"thr", "random", "detour"}
+    for problem in result.problems:
+        mine = [t for t in result.traces if t.problem_id == problem.id]
+        (alone,) = [t for t in mine if t.policy == "thr" and t.settings[0] == 0]
+        detours = [t for t in mine if t.policy == "detour"]
+        for i, step in enumerate(alone.steps):
+            (own,) = [t for t in detours if t.settings[0] <= i < t.settings[1]]
+            assert [s.text for s in own.steps[:i]] == [s.text for s in alone.steps[:i]]
+            assert own.steps[i].writer == "large" and own.steps[i].draft == step.text
+
+
 def in_process_of_its_own(arguments, cache):
     code = "import sys; from trim_jax.cli import main; sys.exit(main())"
     env = {**os.environ, "TRIM_JAX_CACHE": str(cache),

@@ -7,7 +7,7 @@ import pytest
 from trim_jax.errors import ConfigError
 from trim_jax.policies import base
 from trim_jax.policies.registry import POLICIES, make_policy
-from trim_jax.policies.simple import Always, Never, Oracle, Random, Threshold
+from trim_jax.policies.simple import Always, Detour, Never, Oracle, Random, Threshold
 
 SETTINGS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 SCORES = [0.0, 0.05, 0.1, 0.25, 0.2500001, 0.6, 0.75, 0.999, 1.0]
@@ -66,6 +66,12 @@ def test_random_never_drafts_in_vain_and_knows_its_ends():
     for p, want in [(0.0, [draft] * 4), (0.3, [large, large, draft, draft]), (1.0, [large] * 4)]:
         np.testing.assert_array_equal(plans(policy, p, obs), want)
     assert (actions(policy, 0.3, obs) == base.ACCEPT).all()
+
+
+def test_detour_rewrites_its_step_and_no_other():
+    obs = observe(3, t=[0, 1, 2], draft_score=[0.1, 0.9, 0.1])
+    want = [base.ACCEPT, base.REGENERATE, base.ACCEPT]
+    np.testing.assert_array_equal(actions(Detour((0.0, 1.0)), 1, obs), want)
 
 
 def test_oracle_spends_on_the_first_wrong_step_only():
