@@ -52,7 +52,7 @@ def test_it_keeps_the_name_dial_needs_and_state_of_the_one_that_decides():
     np.testing.assert_array_equal(actions(other, 500.0, obs), actions(bare, 500.0, obs))
     assert takeover(Oracle()).needs_reference and not policy.needs_reference
     assert takeover(Glimp()).peeks and takeover(LogLik()).judges
-    seq = Seq((50.0,))
+    seq = Seq((50.0,), price=False)
     assert takeover(seq).state_knows_dial and not policy.state_knows_dial
     assert jax.tree.structure(takeover(seq).init(2)) == jax.tree.structure(seq.init(2))
     assert takeover(Pomdp.of(SMALL, (10.0,))).full_name == "pomdp-takeover"

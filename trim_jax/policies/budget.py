@@ -10,43 +10,11 @@ import numpy as np
 
 from trim_jax.errors import ConfigError
 from trim_jax.policies import base
+from trim_jax.policies.wrapper import Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wrapper(base.Policy):
-    """A policy that asks another one, with that one's name, dial and needs.
-
-    The other one's weights are those in `weights`; what it holds itself is only its shape.
-    """
-
-    policy: base.Policy = base.Policy()
-
-    @property
-    def parameter(self):
-        return self.policy.parameter
-
-    @property
-    def needs_reference(self):
-        return self.policy.needs_reference
-
-    @property
-    def state_knows_dial(self):
-        return self.policy.state_knows_dial
-
-    @property
-    def peeks(self):
-        return self.policy.peeks
-
-    @property
-    def judges(self):
-        return self.policy.judges
-
-    def init(self, rows):
-        return self.policy.init(rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Capped(_Wrapper):
+class Capped(Wrapper):
     """Another policy, until a solution's next rewrite could pass the cap; then every draft stands.
 
     Made by `capped`. The length of a rewrite is not known before it is written, so the large model
@@ -94,7 +62,7 @@ def capped(policy: base.Policy, cap: int, step_tokens: int) -> Capped:
 
 
 @dataclasses.dataclass(frozen=True)
-class Steered(_Wrapper):
+class Steered(Wrapper):
     """Another policy at a dial that lies in the weights, where it can be moved without a recompile.
 
     Made by `steered`. `weights` is {"dial": float32 [], "policy": the other one's weights}; it has no

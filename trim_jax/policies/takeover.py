@@ -12,48 +12,20 @@ import dataclasses
 import jax.numpy as jnp
 
 from trim_jax.policies import base
+from trim_jax.policies.wrapper import Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class Takeover(base.Policy):
-    """Another policy until the large model writes its first step. Made by `takeover`.
-
-    Attributes:
-      policy: the one that decides until then, with the settings and the weights of the wrapper.
-    """
-
-    policy: base.Policy = base.Policy()
+class Takeover(Wrapper):
+    """Another policy until the large model writes its first step. Made by `takeover`."""
 
     @property
     def name(self):
         return self.policy.name
 
     @property
-    def parameter(self):
-        return self.policy.parameter
-
-    @property
-    def needs_reference(self):
-        return self.policy.needs_reference
-
-    @property
-    def state_knows_dial(self):
-        return self.policy.state_knows_dial
-
-    @property
-    def peeks(self):
-        return self.policy.peeks
-
-    @property
-    def judges(self):
-        return self.policy.judges
-
-    @property
     def _inner(self):
         return dataclasses.replace(self.policy, weights=self.weights)
-
-    def init(self, rows):
-        return self.policy.init(rows)
 
     def plan(self, dial, obs, state):
         return jnp.where(obs.large_tokens > 0, base.LARGE, self._inner.plan(dial, obs, state))

@@ -1,0 +1,41 @@
+"""What policies that wrap another one have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from trim_jax.policies import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper(base.Policy):
+    """A policy that asks another one, with that one's name, dial and needs.
+
+    Attributes:
+      policy: the other one; its settings and weights are the wrapper's.
+    """
+
+    policy: base.Policy = base.Policy()
+
+    @property
+    def parameter(self):
+        return self.policy.parameter
+
+    @property
+    def needs_reference(self):
+        return self.policy.needs_reference
+
+    @property
+    def state_knows_dial(self):
+        return self.policy.state_knows_dial
+
+    @property
+    def peeks(self):
+        return self.policy.peeks
+
+    @property
+    def judges(self):
+        return self.policy.judges
+
+    def init(self, rows):
+        return self.policy.init(rows)
