@@ -119,7 +119,7 @@ def _solution(tokenizer, problem, texts, drafts):
         steps.append(Step(encode(text + ending), 0, 0, 1, None, None, draft, None))
     prompt = prompts.prm_prompt_ids(tokenizer, problem.problem)
     request = Request(problem.id, 0, prompt, prompt)
-    return Solution(request, 0, 1, tuple(steps), "boxed", np.zeros([3, 5], np.int32))
+    return Solution(request, request.cells, tuple(steps), "boxed", np.zeros([3, 5], np.int32))
 
 
 def test_the_prm_learns_up_to_the_first_wrong_step(tokenizer):
