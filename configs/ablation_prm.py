@@ -14,15 +14,12 @@ config ablation, which has the shipped one.
 
 from ml_collections import ConfigDict
 
-from trim_jax.configs import study
+from trim_jax.configs import ablation
 
 
 def get_config() -> ConfigDict:
     """All of `test`, one seed, one policy of each kind."""
-    config = study.get_config()
+    config = ablation.get_config()
     config.out = "results/arith-ablation-prm"
-    config.seeds = (0,)
-    config.study.hard = 0
-    config.study.query = False
     config.study.policies = ("pomdp", "pomdp_filtered", "q", "agg")
     return config

@@ -178,7 +178,7 @@ def add_study(config: ConfigDict) -> None:
     config.study.worths = (15, 25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 2500, 4000)
     # Rounds of the tuned policies; after each, what they have learned is measured.
     config.study.tune_rounds = 4
-    # Problems of policy_train that a round of tuning plays; as many others are held out for measuring.
+    # Problems of policy_train that a round of tuning plays; as many others are held out to measure.
     config.study.tune_problems = 200
     # Problems on which each policy is timed alone, at its chosen setting; 0 for no timing.
     config.study.timed = 200

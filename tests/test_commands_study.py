@@ -19,7 +19,8 @@ SMALL = ["--config.study.train=50", "--config.data.limit=4", "--config.sweep.val
          "--config.study.hard=2", "--config.study.worths=30,300", "--config.sweep.bootstrap=50",
          "--config.engine.slots=64", "--config.engine.rows=32", "--config.study.query=false",
          "--config.sweep.thresholds=0,0.5,0.9,1", "--config.sweep.random=0.5",
-         "--config.study.tune_rounds=1", "--config.study.tune_problems=4", "--config.study.timed=2"]  # fmt: skip
+         "--config.study.tune_rounds=1", "--config.study.tune_problems=4",
+         "--config.study.timed=2"]  # fmt: skip
 
 
 @pytest.fixture

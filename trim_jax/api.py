@@ -156,16 +156,16 @@ def traces(
     correct = grade_many(list(zip(answers, golds)))
     found = []
     for solution, answer, right in zip(solutions, answers, correct):
-        trace = _trace(solution, problems[order[solution.request.problem_id]], text, answer, right)
-        place = order[trace.problem_id], trace.seed
+        at, seed = order[solution.request.problem_id], solution.request.seed
+        history = _history(solution, problems[at], text, answer, right)
         for policy, lo, hi in solution.cells:
-            name = policies[policy].full_name
-            own = dataclasses.replace(trace, policy=name, settings=(lo, hi))
-            found.append(((*place, policy, lo), own))
+            trace = Trace(policy=policies[policy].full_name, settings=(lo, hi), **history)
+            found.append(((at, seed, policy, lo), trace))
     return [trace for _, trace in sorted(found, key=lambda entry: entry[0])]
 
 
-def _trace(solution, problem, text, answer, correct) -> Trace:
+def _history(solution, problem, text, answer, correct) -> dict[str, Any]:
+    """The fields of `Trace` that all cells of a solution share."""
     written = [text(step.tokens) for step in solution.steps]
     labels: list[bool | None] = [None] * len(written)
     draft_labels, kinds = list(labels), list(labels)
@@ -194,11 +194,9 @@ def _trace(solution, problem, text, answer, correct) -> Trace:
         for i, step in enumerate(solution.steps)
     )
     counts = [dict(zip(LEDGER, map(int, row))) for row in solution.ledger]
-    return Trace(
+    return dict(
         problem_id=problem.id,
         seed=solution.request.seed,
-        policy="",  # the caller's: several may share this history
-        settings=(0, 0),
         finish=solution.finish,
         answer=answer,
         correct=bool(correct),

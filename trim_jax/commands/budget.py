@@ -21,7 +21,6 @@ from trim_jax.commands.sweep import Runs, origin_of
 from trim_jax.engine.engine import Engine, Request, Solution
 from trim_jax.errors import ConfigError
 from trim_jax.eval import bootstrap, figures, style
-from trim_jax.eval.summary import estimate
 from trim_jax.eval.traces import load_result, read_traces, tables
 from trim_jax.policies.base import Policy
 from trim_jax.policies.budget import DualPrice, capped, follow, steered
@@ -154,7 +153,7 @@ def measure(path: Path, average: float | None, steps: list[dict[str, float]]) ->
     rows = []
     for i, value in enumerate(found.policy.settings):
         correct, tokens = found.correct[i : i + 1], found.strong_tokens[i : i + 1]
-        both = [estimate(x.mean(), drawn.means(x)[:, 0]) for x in (correct, tokens)]
+        both = [bootstrap.estimate(x.mean(), drawn.means(x)[:, 0]) for x in (correct, tokens)]
         rows.append({"value": value, "accuracy": both[0], "strong_tokens": both[1],
                      "most": int(tokens.max())})  # fmt: skip
     error = rows[0]["strong_tokens"]["value"] / average - 1 if average else None

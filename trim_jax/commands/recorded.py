@@ -15,7 +15,7 @@ from tqdm import tqdm
 from trim_jax import provenance
 from trim_jax.errors import ConfigError, DataError
 from trim_jax.eval import bootstrap, figures, recorded as report
-from trim_jax.eval.summary import estimate
+from trim_jax.eval.bootstrap import estimate
 from trim_jax.query import evaluate
 from trim_jax.query.outcomes import Outcomes, folds
 from trim_jax.query.recorded import PROXY_TOKENIZER, load_pair, proxy_count

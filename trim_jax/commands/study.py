@@ -43,7 +43,7 @@ from trim_jax.sim import compare
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem, load_problems
 from trim_jax.train.policies import (
-    TUNED, Order, check_names, fitted_environment, train_apart, tuned_from,
+    Order, check_names, fitted_environment, train_apart, tuned_from,
 )  # fmt: skip
 from trim_jax.train.rollouts import Player
 from trim_jax.train.tuning import PPO_LEARNING, Q_LEARNING, TuneConfig, tune
@@ -83,8 +83,9 @@ def run(config: ConfigDict) -> Path:
     work = _Study(config, trio, out)
     # The folder of the test problems is the study's own: made first, it refuses another config.
     with work.folder("test", splits["test"], config.seeds):
-        collecting = work.runs(collecting_policies(config))
-        work.solve("collected", splits["collected"], COLLECTED_SEEDS, collecting)
+        # Nobody holds on to this engine: its caches are free again for the next one's.
+        work.solve("collected", splits["collected"], COLLECTED_SEEDS,
+                   work.runs(collecting_policies(config)))  # fmt: skip
         runs = work.runs([*sweep_policies(config), *work.train()])
         work.solve("validation", splits["validation"], VALIDATION_SEEDS, runs)
         if size.hard:
@@ -133,11 +134,12 @@ class _Study:
         train_apart(self.out / "collected", folder, config.study.policies, order)
         for name in config.study.policies:
             if tuned_from(name) and not is_saved(folder / name):
-                self.tune(load_policy(folder / tuned_from(name)), folder / name)
+                variant = name.partition("-")[2]
+                self.tune(load_policy(folder / tuned_from(name)), variant, folder / name)
         return [load_policy(folder / name) for name in config.study.policies]
 
-    def tune(self, start: Priced, folder: Path) -> None:
-        """Go on training a policy on solutions of the models, on problems that nothing else uses."""
+    def tune(self, start: Priced, variant: str, folder: Path) -> None:
+        """Train a policy on with solutions of the models, on problems that nothing else uses."""
         config, size = self.config, self.config.study
         sizes = TuneConfig(size.tune_rounds, size.tune_problems, size.tune_problems, size.seed)
         problems = load_problems("arith", "policy_train", None)[size.train :]
@@ -156,7 +158,7 @@ class _Study:
                 "solutions": done.solutions, "best_round": done.best_round,
                 "held_out_gain": done.gain, "standard_error": done.error}  # fmt: skip
         atomic_write(folder / "training.json", [dumps(took, indent=2, sort_keys=True).encode()])
-        save_policy(folder, dataclasses.replace(done.policy, variant=TUNED.lstrip("-")))
+        save_policy(folder, dataclasses.replace(done.policy, variant=variant))
 
     def time_each(self, problems: Sequence[Problem], runs: Runs) -> None:
         """Time every policy alone at the setting that validation chose, in turns; walltime.json."""
@@ -168,6 +170,8 @@ class _Study:
         cells = [Cells(i, choice.index, choice.index + 1)
                  for i, choice in enumerate(chosen) if choice is not None]  # fmt: skip
         seconds: dict[Cells, list[float]] = {cell: [] for cell in cells}
+        for cell in cells[:1]:  # compile, and warm up
+            runs.seconds(problems[:1], self.config.seeds[:1], cell)
         for cell in tqdm(TIMES * cells, desc="timed alone", unit=" runs"):
             seconds[cell].append(runs.seconds(problems, self.config.seeds[:1], cell))
         repeats = [[runs.policies[cell.policy].full_name, cell.lo,
@@ -186,12 +190,12 @@ class _Study:
             atomic_write(self.path(part) / selected.FILE, [selected.pack(found)])
 
     def report(self, parts: Sequence[str]) -> Path:
-        """Reports of test and hard, their tables, the common figure, the simulator's predictions."""
+        """Reports of test and hard, their tables, common figures, the simulator's predictions."""
         results: dict[str, Result] = {part: load_result(self.path(part)) for part in parts}
         validation = results["test"].validation
         summaries, tables = [], []
         for part, result in results.items():
-            page = write_report([self.path(part)], self.path(part), validation=validation)
+            page = write_report([result], self.path(part), validation=validation)
             summary = json.loads((page.parent / "summary.json").read_text())
             summaries.append(summary | {"name": part})
             tables.append(f"## {part}: {summary['problems']} problems, seeds "

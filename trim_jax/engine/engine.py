@@ -304,7 +304,8 @@ class Engine:
             row.reference[: len(known)] = known
         number_of = lambda x: np.asarray(x, np.int32)  # noqa: E731
         return row.replace(
-            phase=number_of(R.PLANNING), item=number_of(number), n_tokens=number_of(n), n_prm=number_of(n_prm), prm_prompt=number_of(n_prm),
+            phase=number_of(R.PLANNING), item=number_of(number), n_tokens=number_of(n),
+            n_prm=number_of(n_prm), prm_prompt=number_of(n_prm),
             key=np.asarray(row_key(request.seed, request.problem_id)),
         )  # fmt: skip
 
@@ -360,5 +361,6 @@ class Engine:
             )
             start = end
         return Solution(
-            request, self._ranges(record.cells), tuple(steps), R.FINISHES[int(record.finish)], np.array(record.ledger),
+            request, self._ranges(record.cells), tuple(steps), R.FINISHES[int(record.finish)],
+            np.array(record.ledger),
         )  # fmt: skip

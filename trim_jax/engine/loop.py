@@ -73,6 +73,11 @@ class LoopConfig:
     fork_reserve: int
 
     @property
+    def cells(self) -> int:
+        """C, the settings of all policies."""
+        return sum(len(policy.settings) for policy in self.policies)
+
+    @property
     def references(self) -> bool:
         return any(policy.needs_reference for policy in self.policies)
 
@@ -89,8 +94,8 @@ class LoopConfig:
         """`rows` free rows with the shapes of this run."""
         states = steps.initial_states(self.policies, rows)
         return R.empty_rows(
-            rows, sum(len(policy.settings) for policy in self.policies), self.context,
-            self.prm_context, self.max_steps, self.references, states, peeks=PEEK in self.kinds, judges=JUDGE in self.kinds,
+            rows, self.cells, self.context, self.prm_context, self.max_steps, self.references,
+            states, peeks=PEEK in self.kinds, judges=JUDGE in self.kinds,
         )  # fmt: skip
 
 

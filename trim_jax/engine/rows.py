@@ -144,7 +144,8 @@ def empty_rows(
     unknown = lambda n: np.full([rows, n], np.nan, np.float32)  # noqa: E731
     return Rows(
         phase=ints(), item=ints(), cells=np.zeros([rows, cells], bool),
-        leaving=np.zeros([rows, cells], bool), spilled=flags(), key=np.zeros([rows, 2], np.uint32), tokens=ints(context),
+        leaving=np.zeros([rows, cells], bool), spilled=flags(),
+        key=np.zeros([rows, 2], np.uint32), tokens=ints(context),
         n_tokens=ints(), draft_n=ints(), step_state=ints(), boxed_state=ints(), newlines=ints(),
         ended=flags(), decoded=ints(), plan=ints(), prm_tokens=ints(prm_context),
         n_prm=ints(), prm_prompt=ints(), hits=ints(), length=ints(3), covered=ints(3), t=ints(),

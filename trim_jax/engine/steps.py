@@ -107,8 +107,9 @@ def goes_on(rows: Rows) -> jax.Array:
 
 
 def move_on(
-    rows: Rows, policies: Sequence[base.Policy], tables: TokenTables, max_step_tokens: int, width: int
-) -> Rows:
+    rows: Rows, policies: Sequence[base.Policy], tables: TokenTables, max_step_tokens: int,
+    width: int,
+) -> Rows:  # fmt: skip
     """Up to `width` of the rows that go on do so, until a model, a decision or a fork is next."""
     B = len(rows.phase)
     index = jnp.nonzero(goes_on(rows), size=min(width, B), fill_value=B)[0]
@@ -178,7 +179,8 @@ def _ask(
     dials = jnp.asarray(policy.settings, jnp.float32)
     full = jnp.broadcast_to(dials[:, None], own.T.shape)
     actions = jax.vmap(lambda dial: policy.decide(dial, obs, state)[0])(full)
-    return actions.T.astype(jnp.int32), policy.decide(dials[jnp.argmax(own, axis=1)], obs, state)[1]
+    _, after = policy.decide(dials[jnp.argmax(own, axis=1)], obs, state)
+    return actions.T.astype(jnp.int32), after
 
 
 def plan(rows: Rows, policies: Sequence[base.Policy], max_step_tokens: int) -> Rows:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from trim_jax.eval import figures, metrics, style
 from trim_jax.eval.bootstrap import interval
-from trim_jax.eval.summary import estimate, number
+from trim_jax.eval.bootstrap import estimate, number
 
 PREDICTED = "TRIM-Thr, PREDICTED by the simulator (not run)"
 _LABELLED = 3  # baselines that the figure names

@@ -215,12 +215,13 @@ def _one_line_each(text: str) -> str:
     return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda m: re.sub(r"\n *", " ", m[0]), text)
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path, *,
+def write_report(folders: Sequence[str | Path | Result], out: str | Path, *,
                  resamples: int | None = None, validation: Result | None = None) -> Path:
     """Writes ``summary.json``, ``frontier.png``, ``frontier.svg`` and ``report.html``.
 
     Args:
-      folders: finished result folders; several are compared on one page.
+      folders: finished result folders, or what `load_result` made of them; several are compared on
+        one page.
       out: the folder to write to, made if needed; for a single run usually that run's own.
       resamples: of the bootstrap; by default what each run's config says.
       validation: where settings are chosen; by default each run's own ``validation/``.
@@ -233,7 +234,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, *,
     """
     if not folders:
         raise ResultError("no result folder given")
-    results = [load_result(folder) for folder in folders]
+    results = [f if isinstance(f, Result) else load_result(f) for f in folders]
     names = _distinct_names(results)
     runs = [{**summarise(result, validation, resamples=resamples), "name": name}
             for result, name in zip(results, names)]

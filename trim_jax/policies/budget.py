@@ -40,10 +40,6 @@ class Capped(Wrapper):
     def name(self):
         return f"{self.policy.full_name}-cap{self.cap}"
 
-    @property
-    def _inner(self):
-        return dataclasses.replace(self.policy, weights=self.weights)
-
     def _full(self, obs):
         return obs.large_tokens + self.step_tokens > self.cap
 

@@ -23,10 +23,6 @@ class Takeover(Wrapper):
     def name(self):
         return self.policy.name
 
-    @property
-    def _inner(self):
-        return dataclasses.replace(self.policy, weights=self.weights)
-
     def plan(self, dial, obs, state):
         return jnp.where(obs.large_tokens > 0, base.LARGE, self._inner.plan(dial, obs, state))
 

@@ -37,5 +37,10 @@ class Wrapper(base.Policy):
     def judges(self):
         return self.policy.judges
 
+    @property
+    def _inner(self):
+        """The other one with the weights that are traced."""
+        return dataclasses.replace(self.policy, weights=self.weights)
+
     def init(self, rows):
         return self.policy.init(rows)

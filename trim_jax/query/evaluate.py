@@ -17,7 +17,7 @@ import numpy as np
 
 from trim_jax.errors import DataError
 from trim_jax.eval import bootstrap, metrics
-from trim_jax.eval.summary import estimate, number
+from trim_jax.eval.bootstrap import estimate, number
 from trim_jax.eval.traces import COUNTERS, MODELS, PolicySpec, Table
 from trim_jax.query.automix import AutoMix, AutoMixPRM
 from trim_jax.query.embed import Embedder, TfIdf

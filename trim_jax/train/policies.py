@@ -70,8 +70,6 @@ Q_TAKEOVER = q.QConfig(problems=4096, memory=30, rows=512)
 ENTROPIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
 LIKELIHOODS = (-3.0, -2.0, -1.5, -1.0, -0.7, -0.5, -0.35, -0.25, -0.15, -0.1, -0.05, -0.02)
 
-TUNED, TUNABLE = "-tuned", ("agg", "seq", "q")
-
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -175,11 +173,11 @@ class Recipe:
     """How a policy comes about.
 
     Attributes:
-      train: makes it.
+      train: makes it; None where that takes the models, for whoever has them.
       after: names of the recipes whose policies it begins with; they are trained before.
     """
 
-    train: Callable[[Material], Training]
+    train: Callable[[Material], Training] | None
     after: tuple[str, ...] = ()
 
 
@@ -199,9 +197,12 @@ RECIPES = {
     "agg-release": Recipe(lambda m: m.by_ppo(m.agg(logit=False, product=True), PPO)),
     "agg-priced": Recipe(lambda m: m.by_ppo(m.agg(price=True), PPO)),
     "agg-takeover": Recipe(lambda m: m.by_ppo(m.agg(), PPO, hands_over=True)),
+    "agg-tuned": Recipe(None, after=("agg",)),
     "q": Recipe(lambda m: m.by_outcomes(m.q(), q.QConfig())),
     "q-takeover": Recipe(lambda m: m.by_outcomes(m.q(True), Q_TAKEOVER, hands_over=True)),
     "seq": Recipe(lambda m: m.by_ppo(m.seq(), PPO_SEQ)),
+    "q-tuned": Recipe(None, after=("q",)),
+    "seq-tuned": Recipe(None, after=("seq",)),
     "seq-separate": Recipe(lambda m: m.by_ppo(m.seq(price=False), PPO_SEQ)),
     "thr-takeover": Recipe(lambda m: given(takeover(Threshold(m.order.thresholds)))),
     "rsd": Recipe(lambda m: given(Rsd(m.order.thresholds))),
@@ -211,34 +212,32 @@ RECIPES = {
 
 
 def tuned_from(name: str) -> str | None:
-    """The recipe whose policy a "-tuned" one goes on from, with the models; None for any other."""
-    start = name.removesuffix(TUNED)
-    return start if name.endswith(TUNED) and start in TUNABLE else None
+    """The recipe whose policy this one goes on from with the models; None for one made without."""
+    recipe = RECIPES[name]
+    return recipe.after[0] if recipe.train is None else None
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse what is neither a recipe nor a tuned one.
+    """Refuse what is no recipe.
 
     Raises:
       ConfigError: naming the nearest recipe, or the name that is there twice.
     """
     for name in names:
-        known = [*RECIPES, *(f"{start}{TUNED}" for start in TUNABLE)]
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        if name not in RECIPES:
+            nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
             raise ConfigError(f"study.policies: no recipe {name!r}; did you mean {nearest!r}? "
-                              f"(known: {', '.join(known)})")
+                              f"(known: {', '.join(RECIPES)})")
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise ConfigError(f"study.policies: {twice[0]!r} is named twice")
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """The recipes to train for these names, each behind those that it begins with."""
+    """The recipes to train here for these names, each behind those that it begins with."""
     found: list[str] = []
     for name in names:
-        recipe = tuned_from(name) or name
-        wanted = [*in_order(RECIPES[recipe].after), recipe]
+        wanted = in_order(RECIPES[name].after) + ([name] if RECIPES[name].train else [])
         found += [n for n in wanted if n not in found]
     return found
 
