@@ -11,14 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from trim_jax.eval.traces import COUNTERS, Result, Table, tables
-
-TOKENS = [i for i, name in enumerate(COUNTERS) if name != "calls"]
+from trim_jax.eval.traces import TOKEN_COUNTERS, Result, Table, tables
 
 
 def charged_tokens(found: Mapping[str, Table]) -> dict[str, int]:
     """Tokens of all three models charged to each policy, summed over settings, problems, seeds."""
-    return {name: int(table.ledger[..., TOKENS].sum()) for name, table in found.items()}
+    return {name: int(table.ledger[..., TOKEN_COUNTERS].sum()) for name, table in found.items()}
 
 
 def sentence(result: Result) -> str:

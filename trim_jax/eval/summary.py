@@ -24,12 +24,10 @@ from trim_jax.eval.metrics import Anchors, CurveMetrics
 from trim_jax.eval.names import is_router, label_of, role_of
 from trim_jax.eval.paired import Curve
 from trim_jax.eval.selected import all_tables
-from trim_jax.eval.traces import COUNTERS, MODELS, SCHEMA_VERSION, Result, Table
+from trim_jax.eval.traces import (COUNTERS, MODELS, SCHEMA_VERSION, TOKEN_COUNTERS, Result,
+                                  Table)
 
 REFERENCE = "thr"  # what step-level policies are compared with
-
-# Tokens that a model reads or writes; `calls` are not tokens.
-_TOKEN_COUNTERS = [i for i, name in enumerate(COUNTERS) if name != "calls"]
 
 
 # --------------------------------------------------------------------------------- per-cell sums
@@ -71,7 +69,7 @@ def _per_trace(result: Result) -> dict[str, np.ndarray]:
 
 def _flops(table: Table, parameters: Mapping[str, int]) -> np.ndarray:
     """Estimated FLOPs of each cell, [settings, problems, seeds]: 2 a parameter and token."""
-    tokens = table.ledger[..., _TOKEN_COUNTERS].sum(-1).astype(float)
+    tokens = table.ledger[..., TOKEN_COUNTERS].sum(-1).astype(float)
     return 2.0 * tokens @ np.array([parameters[m] for m in MODELS], float)
 
 

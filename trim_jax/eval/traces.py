@@ -39,6 +39,8 @@ SCHEMA_VERSION = 2
 
 MODELS = ("small", "large", "prm")
 COUNTERS = ("kept", "discarded", "prefilled", "scored", "calls")
+# Those that are tokens, which a model reads or writes: positions in COUNTERS.
+TOKEN_COUNTERS = tuple(i for i, name in enumerate(COUNTERS) if name != "calls")
 FINISHES = ("boxed", "eos", "steps", "context")
 # Who writes the accepted step under each action: only `direct` has no draft at all.
 WRITER_OF_ACTION = {"accept": "small", "regenerate": "large", "direct": "large"}
