@@ -166,13 +166,14 @@ def add_study(config: ConfigDict) -> None:
     # Problems of policy_train that traces are collected of.
     config.study.train = 2000
     # Problems of the split hard that the policies are transferred to; 0 for none.
-    config.study.hard = 1000
+    config.study.hard = 500
     # Policies beside TRIM-Thr, random and the oracle: pomdp, pomdp_filtered, q, agg, seq, which are
-    # trained; rsd, glimp, loglik; variants, whose names have a dash (see the config ablation); and
-    # agg-tuned, q-tuned, seq-tuned, which go on learning from solutions of the models.
+    # trained; agg-judged and q-judged, trained on the large model's opinion of a draft instead of the
+    # PRM's score; agg-tuned, q-tuned, seq-tuned, which go on learning from solutions of the models;
+    # rsd, glimp, loglik; and more variants, see the config ablation.
     config.study.policies = (
-        "pomdp", "pomdp_filtered", "q", "q-tuned", "agg", "agg-tuned", "seq",
-        "rsd", "glimp", "loglik",
+        "pomdp", "pomdp_filtered", "q", "q-judged", "q-tuned", "agg", "agg-judged", "agg-tuned",
+        "seq", "rsd", "glimp", "loglik",
     )  # fmt: skip
     # Settings of the policies with a price: tokens of the large model that a right answer is worth.
     config.study.worths = (15, 25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 2500, 4000)

@@ -46,7 +46,7 @@ def test_a_study_from_end_to_end_and_again(tmp_path, short):
     names = {"thr", "random", "oracle", *config.study.policies}
     for part in (out, out / "hard", out / "validation"):
         assert set(load_result(part).policies) == names
-    assert set(load_result(out / "collected").policies) == {"thr", "random"}
+    assert set(load_result(out / "collected").policies) == {"thr", "random", "loglik"}
     # Settings of the harder problems are those that validation has chosen.
     points = [json.loads((part / "summary.json").read_text())["policies"]["q"]["operating_point"]
               for part in (out, out / "hard")]  # fmt: skip

@@ -49,7 +49,7 @@ def test_writes_all_files_and_the_summary(folder, page):
     assert page == folder / "report.html"
     assert {f for f in FILES if (folder / f).stat().st_size > 1000} == set(FILES)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["name"] == "arith-sweep" and summary["schema_version"] == 2
+    assert summary["name"] == "arith-sweep" and summary["schema_version"] == 3
     direct = summarise(load_result(folder), resamples=60)
     assert summary["policies"]["thr"]["cpt"]["80"]["c"]["value"] == pytest.approx(
         direct["policies"]["thr"]["cpt"]["80"]["c"]["value"], rel=1e-5)

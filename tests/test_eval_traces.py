@@ -102,7 +102,7 @@ def test_draft_belongs_to_a_regenerated_step(row):
 
 
 @pytest.mark.parametrize("name, change, message", [
-    ("policies.json", lambda t: t.replace('"schema_version": 2', '"schema_version": 9'),
+    ("policies.json", lambda t: t.replace('"schema_version": 3', '"schema_version": 9'),
      "schema version 9"),
     ("policies.json", lambda t: t.replace('"seeds"', '"sedes"'), "policies.json: needs seeds"),
     ("problems.json", lambda t: t.replace('"answer"', '"anwser"', 1), "problem 1 lacks 'answer'"),

@@ -10,13 +10,15 @@ from test_policies_pomdp import SMALL
 
 from trim_jax.errors import CheckpointError
 from trim_jax.policies.features import Features
+from trim_jax.policies.judged import judged
 from trim_jax.policies.learned import Agg, Q
 from trim_jax.policies.pomdp import FilteredPomdp
 from trim_jax.policies.registry import make_policy
 from trim_jax.policies.saved import WEIGHTS, is_saved, load_policy, save_policy
 from trim_jax.policies.sequence import Seq
 from trim_jax.policies.simple import Threshold
-from trim_jax.policies.takeover import Takeover, takeover
+from trim_jax.policies.takeover import takeover
+from trim_jax.policies.wrapper import Wrapper
 
 WORTHS = (20.0, 300.0)
 SCORES = (0.3, 0.7)
@@ -24,8 +26,9 @@ SCORES = (0.3, 0.7)
 
 def trained(policy):
     """The policy with random weights, of as many networks as it has."""
-    if isinstance(policy, Takeover):
-        return takeover(trained(policy.policy))
+    if isinstance(policy, Wrapper):
+        inner = trained(policy.policy)
+        return dataclasses.replace(policy, policy=inner, weights=inner.weights)
     if isinstance(policy, Threshold):
         return policy
     keys = jax.random.split(jax.random.key(3), getattr(policy, "networks", 1))
@@ -42,6 +45,7 @@ def trained(policy):
     Agg(WORTHS, variant="release", features=Features(product=True)),
     takeover(Q(WORTHS, features=Features(price=True))),
     takeover(Threshold(SCORES)),
+    judged(Agg(WORTHS)),
 ], ids=lambda policy: policy.full_name)  # fmt: skip
 def test_a_saved_policy_is_the_same_policy(tmp_path, policy):
     policy = trained(policy)
@@ -51,7 +55,8 @@ def test_a_saved_policy_is_the_same_policy(tmp_path, policy):
     assert again.full_name == policy.full_name
     jax.tree.map(np.testing.assert_array_equal, again.weights, policy.weights)
     rng = np.random.default_rng(0)
-    obs = observe(40, draft_score=rng.uniform(size=40).astype(np.float32))
+    score, loglik = rng.uniform(size=40).astype(np.float32), -rng.exponential(size=40)
+    obs = observe(40, draft_score=score, draft_loglik=loglik.astype(np.float32))
     for dial in policy.settings:
         np.testing.assert_array_equal(actions(again, dial, obs), actions(policy, dial, obs))
 

@@ -90,20 +90,14 @@ def test_events_are_counted_once(result):
     assert set(np.unique(drafts.state)) == {0, 1, 2}
 
 
-def test_runs_without_labels_or_scores_are_refused(result, tmp_path):
+def test_runs_without_labels_or_scores_are_refused(result):
     bare = [dataclasses.replace(s, right=None) for s in result.traces[0].steps]
     trace = dataclasses.replace(result.traces[0], steps=tuple(bare))
     with pytest.raises(ResultError, match="a step without a label"):
         read_events(dataclasses.replace(result, traces=(trace,)))
-    with pytest.raises(ResultError, match="no such result folder"):
-        fit.fit_traces(tmp_path / "nothing")
-    for name, text in T.index_files(result.policies, result.problems, result.seeds).items():
-        (tmp_path / name).write_text(text)
-    for name in ("config.json", "provenance.json"):
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "traces.jsonl").write_text(T.dump_traces(result.traces[:1]))  # k = 0: no scores
+    unscored = dataclasses.replace(result, traces=result.traces[:1])  # k = 0
     with pytest.raises(ResultError, match="scored drafts and steps of the large model"):
-        fit.fit_traces(tmp_path)
+        fit.fit_result(unscored)
 
 
 def test_lengths_are_cut_where_rightness_changes():

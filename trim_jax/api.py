@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,7 @@ def _history(solution, problem, text, answer, correct) -> dict[str, Any]:
             right=labels[i],
             draft_right=draft_labels[i],
             kind=kinds[i],
+            draft_likelihood=None if step.draft_loglik is None else math.exp(step.draft_loglik),
         )
         for i, step in enumerate(solution.steps)
     )

@@ -34,6 +34,7 @@ from trim_jax.eval.report import write_report
 from trim_jax.eval.traces import Result, load_result, tables
 from trim_jax.policies.base import Policy
 from trim_jax.policies.learned import Priced, Q
+from trim_jax.policies.neighbours import LogLik
 from trim_jax.policies.saved import is_saved, load_policy, save_policy
 from trim_jax.query import evaluate
 from trim_jax.query.outcomes import from_result
@@ -43,7 +44,7 @@ from trim_jax.sim import compare
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem, load_problems
 from trim_jax.train.policies import (
-    Order, check_names, fitted_environment, train_apart, tuned_from,
+    LIKELIHOODS, RECIPES, Order, check_names, fitted_environment, train_apart, tuned_from,
 )  # fmt: skip
 from trim_jax.train.rollouts import Player
 from trim_jax.train.tuning import PPO_LEARNING, Q_LEARNING, TuneConfig, tune
@@ -85,7 +86,7 @@ def run(config: ConfigDict) -> Path:
     with work.folder("test", splits["test"], config.seeds):
         # Nobody holds on to this engine: its caches are free again for the next one's.
         work.solve("collected", splits["collected"], COLLECTED_SEEDS,
-                   work.runs(collecting_policies(config)))  # fmt: skip
+                   work.runs(work.collecting()))  # fmt: skip
         runs = work.runs([*sweep_policies(config), *work.train()])
         work.solve("validation", splits["validation"], VALIDATION_SEEDS, runs)
         if size.hard:
@@ -122,6 +123,11 @@ class _Study:
         """Route the problems of one part with all policies in one run."""
         with self.folder(part, problems, seeds) as folder:
             runs.solve(folder, problems, seeds, range(len(runs.policies)), part)
+
+    def collecting(self) -> list[Policy]:
+        """What writes the solutions that all training comes from."""
+        judged = any(RECIPES[name].judges for name in self.config.study.policies)
+        return collecting_policies(self.config) + [LogLik(LIKELIHOODS)] * judged
 
     def train(self) -> list[Policy]:
         """Every learned policy; those that an earlier run has saved are only read back."""
@@ -202,7 +208,8 @@ class _Study:
                           f"{', '.join(map(str, summary['seeds']))}\n\n{study.table(summary)}"
                           f"\n{sharing.sentence(result)}\n")
         drawn, apart = study.figure(summaries), study.difference_figure(summaries)
-        process, _ = fitted_environment(self.out / "collected", self.config.engine.max_steps)
+        collected = load_result(self.out / "collected")
+        process, _ = fitted_environment(collected, self.config.engine.max_steps)
         learned = {name: load_policy(self.out / "policies" / name)
                    for name in self.config.study.policies}  # fmt: skip
         known = compare.known_policies(results["test"]) | {

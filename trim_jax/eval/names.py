@@ -11,7 +11,8 @@ LABELS = {"never": "Weak-only", "always": "Strong-only", "random": "Random", "th
           "loglik": "Log-likelihood judge (in place of SpecReason)"}  # fmt: skip
 _VARIANTS = {"tuned": "tuned on the models", "release": "the release's features",
              "priced": "one network for all prices", "separate": "one network a price",
-             "no_last": "no last-step rule", "takeover": "large model takes over"}  # fmt: skip
+             "no_last": "no last-step rule", "takeover": "large model takes over",
+             "judged": "judged by the large model"}  # fmt: skip
 _ROUTERS = {"random": "random", "best-single": "best single model", "knn": "k-NN",
             "mf": "matrix factorisation", "sw-ranking": "similarity-weighted ranking",
             "bert": "BERT-style classifier", "smoothie": "Smoothie",

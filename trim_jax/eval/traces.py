@@ -3,10 +3,10 @@
 A result folder holds, for this package (all JSON is UTF-8):
 
 ``policies.json``
-    ``{"schema_version": 2, "seeds": [0, 1, 2], "policies": {"thr": {"parameter": "k",
+    ``{"schema_version": 3, "seeds": [0, 1, 2], "policies": {"thr": {"parameter": "k",
     "settings": [0.0, 0.05, ...]}, "never": {"parameter": null, "settings": [null]}, ...}}``
 ``problems.json``
-    ``{"schema_version": 2, "problems": [{"id", "problem", "answer", "level", "solution"}, ...]}``
+    ``{"schema_version": 3, "problems": [{"id", "problem", "answer", "level", "solution"}, ...]}``
 ``traces.jsonl``
     one history a line, and in ``cells`` the policies and settings that produced exactly this one:
     ``[["thr", 2, 7], ["q", 0, 3]]``, half-open ranges of indices into a policy's list of settings.
@@ -35,7 +35,7 @@ import numpy as np
 
 from trim_jax.errors import ResultError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MODELS = ("small", "large", "prm")
 COUNTERS = ("kept", "discarded", "prefilled", "scored", "calls")
@@ -84,6 +84,8 @@ class StepTrace:
       right: this step and everything before it is right; None when no true label exists.
       draft_right: the same for the discarded draft.
       kind: operation of the step, where the benchmark knows it.
+      draft_likelihood: of the draft under the large model, the geometric mean over its tokens, in
+        [0, 1]; None when the large model did not judge it.
     """
 
     text: str
@@ -97,6 +99,7 @@ class StepTrace:
     right: bool | None
     draft_right: bool | None
     kind: str | None
+    draft_likelihood: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +251,7 @@ def _step_from_json(value: Any, what: str) -> StepTrace:
         right=_flag(value["right"], f"{what}: right", optional=True),
         draft_right=_flag(value["draft_right"], f"{what}: draft_right", optional=True),
         kind=_text(value["kind"], f"{what}: kind", optional=True),
+        draft_likelihood=_score(value["draft_likelihood"], f"{what}: draft_likelihood"),
     )
 
 

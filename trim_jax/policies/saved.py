@@ -14,6 +14,7 @@ from safetensors.numpy import load, save
 from trim_jax.errors import CheckpointError
 from trim_jax.policies.base import Policy
 from trim_jax.policies.features import Features
+from trim_jax.policies.judged import Judged
 from trim_jax.policies.learned import Agg, Q
 from trim_jax.policies.neighbours import Glimp, LogLik, Rsd
 from trim_jax.policies.pomdp import FilteredPomdp, Pomdp
@@ -25,7 +26,7 @@ from trim_jax.results import atomic_write
 FAMILIES: dict[str, type[Policy]] = {
     family.name: family
     for family in (Agg, Seq, Q, Pomdp, FilteredPomdp, Threshold, Rsd, Glimp, LogLik)
-} | {"takeover": Takeover}
+} | {"takeover": Takeover, "judged": Judged}
 DESCRIPTION, WEIGHTS = "policy.json", "weights.safetensors"
 
 

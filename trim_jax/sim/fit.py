@@ -14,7 +14,6 @@ Three parts that do not share parameters:
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ import numpy as np
 import scipy.optimize
 
 from trim_jax.errors import ResultError
-from trim_jax.eval.traces import load_result
+from trim_jax.eval.traces import Result
 from trim_jax.sim import tables
 from trim_jax.sim.events import Solutions, Events, read_events
 from trim_jax.sim.process import FIRST, LAST, MAX_PLANS, Process
@@ -54,17 +53,16 @@ class Report:
     pseudo_counts: float
 
 
-def fit_traces(folder: str | Path, max_steps: int = 30) -> tuple[Process, Report]:
-    """The process that made the traces of a result folder (`trim-jax sweep`).
+def fit_result(result: Result, max_steps: int = 30) -> tuple[Process, Report]:
+    """The process that made the traces of a run (`trim-jax sweep`, `trim-jax collect`).
 
     Raises:
-      ResultError: the folder is not a finished run, has no labels, or lacks drafts that were scored
-        or steps of the large model.
+      ResultError: it has no labels, or lacks drafts that were scored or steps of the large model.
     """
-    drafts, rewrites, solutions = read_events(load_result(folder))
+    drafts, rewrites, solutions = read_events(result)
     if not len(rewrites) or np.isnan(drafts.score).all():
         raise ResultError(
-            f"{folder}: the simulator needs scored drafts and steps of the large model; a sweep of "
+            f"{result.folder}: the simulator needs scored drafts and steps of the large model; a sweep of "
             "thresholds has both"
         )
     return fit_events(drafts, rewrites, solutions, max_steps)
@@ -73,7 +71,7 @@ def fit_traces(folder: str | Path, max_steps: int = 30) -> tuple[Process, Report
 def fit_events(
     drafts: Events, rewrites: Events, solutions: Solutions, max_steps: int = 30
 ) -> tuple[Process, Report]:
-    """As `fit_traces`, from events."""
+    """As `fit_result`, from events."""
     scored = ~np.isnan(drafts.score)
     middle = (drafts.t > 0) & (drafts.t < drafts.n - 1)
     use = middle & drafts.prefix_right

@@ -11,6 +11,7 @@ a dash is a variant for the ablation, trained or solved under its own rule:
   -priced     one network for all prices, where Agg has one for each as in the paper
   -separate   one network for each price, where Seq has one for all
   -takeover   the first intervention hands the rest of the solution to the large model
+  -judged     sees how likely the large model finds the draft, where others see the PRM's score
 
 The neighbours rsd, glimp and loglik have nothing to learn and stand here to be named like the rest.
 What ends in -tuned goes on from a policy made here with the models' own solutions (`train.tuning`).
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import multiprocessing
 import os
@@ -36,9 +38,10 @@ import jax
 import numpy as np
 
 from trim_jax.errors import ConfigError, TrimError
-from trim_jax.eval.traces import Trace, load_result
+from trim_jax.eval.traces import Result, Trace, load_result
 from trim_jax.policies.base import Policy
 from trim_jax.policies.features import Features
+from trim_jax.policies.judged import judged
 from trim_jax.policies.learned import Agg, Priced, Q
 from trim_jax.policies.neighbours import Glimp, LogLik, Rsd
 from trim_jax.policies.pomdp import FilteredPomdp, Pomdp
@@ -49,14 +52,17 @@ from trim_jax.policies.takeover import takeover
 from trim_jax.pomdp.estimate import estimate
 from trim_jax.results import atomic_write
 from trim_jax.sim import env
-from trim_jax.sim.fit import Report, fit_traces
+from trim_jax.sim.fit import Report, fit_result
 from trim_jax.sim.process import Process
 from trim_jax.train import ppo, q
 from trim_jax.train.episodes import Environment
+from trim_jax.train.judged import judged_process
 from trim_jax.train.takeover import handing_over
 
 PATIENCE = 600  # seconds without a finished policy after which the process is started again
 ATTEMPTS = 3
+
+Wrap = Callable[[Policy], Policy]  # takeover or judged
 
 # The paper's learning rate left PPO far from converged in as many updates.
 PPO = ppo.PpoConfig(updates=600, learning_rate=2e-3)
@@ -102,15 +108,24 @@ class Material:
     """What recipes work with.
 
     Attributes:
-      order: what is wanted. traces: the collected ones.
+      order: what is wanted. collected: the run whose traces they learn from.
       process: the simulator fitted to them, with the histories that TRIM-Seq reads.
       out: folder of the trained policies, for recipes that begin with one of them.
     """
 
     order: Order
-    traces: Sequence[Trace]
+    collected: Result
     process: Process
     out: Path
+
+    @property
+    def traces(self) -> Sequence[Trace]:
+        return self.collected.traces
+
+    @functools.cached_property
+    def judged_process(self) -> Process:
+        """The simulator with the large model's opinions for scores."""
+        return judged_process(self.collected, self.order.max_steps)
 
     def saved(self, name: str) -> Policy:
         """A policy that the recipe's `after` names."""
@@ -140,23 +155,24 @@ class Material:
                  token_unit=unit["token_unit"],
                  excursions=(steps + 1) // 2 if hands_over else steps)
 
-    def by_ppo(self, policy: Priced, config: ppo.PpoConfig, hands_over: bool = False) -> Training:
-        """`policy`, trained with PPO in the simulator; one that hands over in its process."""
-        return self._learned(policy, ppo.make_train, config, hands_over)
+    def by_ppo(self, policy: Priced, config: ppo.PpoConfig, wrap: Wrap | None = None) -> Training:
+        """`policy`, trained with PPO in the simulator; one to be wrapped, in what it will meet."""
+        return self._learned(policy, ppo.make_train, config, wrap)
 
-    def by_outcomes(self, policy: Q, config: q.QConfig, hands_over: bool = False) -> Training:
+    def by_outcomes(self, policy: Q, config: q.QConfig, wrap: Wrap | None = None) -> Training:
         """`policy`, trained on how solutions end, likewise."""
-        return self._learned(policy, q.make_train, config, hands_over)
+        return self._learned(policy, q.make_train, config, wrap)
 
-    def _learned(self, policy, make: Callable, config, hands_over: bool) -> Training:
+    def _learned(self, policy, make: Callable, config, wrap: Wrap | None) -> Training:
         begun = time.perf_counter()
-        world = Environment(self.process, env.reset, env.observe, env.step, self.process.max_steps)
-        world = handing_over(world) if hands_over else world
+        process = self.judged_process if wrap is judged else self.process
+        world = Environment(process, env.reset, env.observe, env.step, process.max_steps)
+        world = handing_over(world) if wrap is takeover else world
         done = make(config, policy, world)(jax.random.key(self.order.seed))
         weights = jax.tree.map(np.asarray, done.weights)
         policy = dataclasses.replace(policy, weights=weights)
         seconds = time.perf_counter() - begun
-        return Training(takeover(policy) if hands_over else policy, seconds, int(done.steps.sum()))
+        return Training(wrap(policy) if wrap else policy, seconds, int(done.steps.sum()))
 
     def solved(self, family: type[Policy], **fields: Any) -> Training:
         """A TRIM-POMDP for the parameters of the traces."""
@@ -175,10 +191,12 @@ class Recipe:
     Attributes:
       train: makes it; None where that takes the models, for whoever has them.
       after: names of the recipes whose policies it begins with; they are trained before.
+      judges: it learns from solutions whose drafts the large model judged.
     """
 
     train: Callable[[Material], Training] | None
     after: tuple[str, ...] = ()
+    judges: bool = False
 
 
 def given(policy: Policy) -> Training:
@@ -196,10 +214,12 @@ RECIPES = {
     "agg-paper": Recipe(lambda m: m.by_ppo(m.agg(logit=False), PPO)),
     "agg-release": Recipe(lambda m: m.by_ppo(m.agg(logit=False, product=True), PPO)),
     "agg-priced": Recipe(lambda m: m.by_ppo(m.agg(price=True), PPO)),
-    "agg-takeover": Recipe(lambda m: m.by_ppo(m.agg(), PPO, hands_over=True)),
+    "agg-takeover": Recipe(lambda m: m.by_ppo(m.agg(), PPO, takeover)),
+    "agg-judged": Recipe(lambda m: m.by_ppo(m.agg(), PPO, judged), judges=True),
     "agg-tuned": Recipe(None, after=("agg",)),
     "q": Recipe(lambda m: m.by_outcomes(m.q(), q.QConfig())),
-    "q-takeover": Recipe(lambda m: m.by_outcomes(m.q(True), Q_TAKEOVER, hands_over=True)),
+    "q-judged": Recipe(lambda m: m.by_outcomes(m.q(), q.QConfig(), judged), judges=True),
+    "q-takeover": Recipe(lambda m: m.by_outcomes(m.q(True), Q_TAKEOVER, takeover)),
     "seq": Recipe(lambda m: m.by_ppo(m.seq(), PPO_SEQ)),
     "q-tuned": Recipe(None, after=("q",)),
     "seq-tuned": Recipe(None, after=("seq",)),
@@ -242,9 +262,9 @@ def in_order(names: Sequence[str]) -> list[str]:
     return found
 
 
-def fitted_environment(folder: str | Path, max_steps: int) -> tuple[Process, Report]:
-    """The simulator of the traces in a result folder, with the histories that TRIM-Seq reads."""
-    process, report = fit_traces(folder, max_steps)
+def fitted_environment(result: Result, max_steps: int) -> tuple[Process, Report]:
+    """The simulator of a run's traces, with the histories that TRIM-Seq reads."""
+    process, report = fit_result(result, max_steps)
     return process.replace(history=True), report
 
 
@@ -313,11 +333,12 @@ def train_missing(
         return
     # More threads than cores: the more there are, the rarer is it that all of them wait.
     os.environ.setdefault("NPROC", str(max(4, os.cpu_count() or 1)))
-    process, report = fitted_environment(folder, order.max_steps)
+    collected = load_result(folder)
+    process, report = fitted_environment(collected, order.max_steps)
     described = {"drafts": report.drafts, "rewrites": report.rewrites,
                  "effects": {name: list(value) for name, value in report.parameters.items()}}  # fmt: skip
     _write(out / "simulator.json", described)
-    material = Material(order, load_result(folder).traces, process, out)
+    material = Material(order, collected, process, out)
     for name in names:
         if not is_saved(out / name):
             done = train(name, material)
