@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     config.study.hard = 100
     config.study.tune_rounds = 2
     config.study.tune_problems = 100
+    config.study.timed = 50
     return config
 

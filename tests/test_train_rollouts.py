@@ -22,6 +22,7 @@ from trim_jax.train.rollouts import Player
 WORTHS = (5.0, 60.0, 1000.0)
 POLICY = Q(WORTHS, features=Features(price=True, logit=True, token_scale=6.0, step_scale=6.0),
            excursions=4, token_unit=10.0)  # fmt: skip
+WAYS, GREEDY = (0, 1), (2,)
 PROBLEMS = [Problem(f"p{i}", "abc"[: 1 + i % 3], "", str(i), None, "tiny") for i in range(12)]
 SIZE = EngineConfig(slots=8, rows=4, tail_rows=4, max_context=96, max_steps=6,
                     max_step_tokens=10, decode_chunk=4, extend_chunk=8)  # fmt: skip
@@ -44,12 +45,13 @@ def weights():
 
 @pytest.fixture(scope="module")
 def player(trio, weights):
-    return Player(trio, q.both_ways(dataclasses.replace(POLICY, weights=weights)), SIZE)
+    policy = dataclasses.replace(POLICY, weights=weights)
+    return Player(trio, (*q.both_ways(policy), policy), SIZE)
 
 
 @pytest.fixture(scope="module")
 def episodes(player, weights):
-    return player.play(weights, PROBLEMS, seed=5)
+    return player.play(weights, PROBLEMS, 5, WAYS)
 
 
 def test_both_ways_part_at_the_step_that_the_drawn_number_tells(episodes):
@@ -86,7 +88,7 @@ def test_prices_that_never_part_are_written_once_and_other_weights_need_no_new_e
 ):
     before, compiled = player.solutions, player.engine._run._cache_size()
     assert 24 <= before < 72
-    again = player.play(jax.tree.map(jnp.zeros_like, weights), PROBLEMS, seed=5)
+    again = player.play(jax.tree.map(jnp.zeros_like, weights), PROBLEMS, 5, WAYS)
     # Without weights nothing is worth its tokens: the prices never part, and the ways only once.
     assert player.solutions - before <= 24
     np.testing.assert_array_equal(again.action[:, 0], again.action[:, 2])
@@ -94,6 +96,19 @@ def test_prices_that_never_part_are_written_once_and_other_weights_need_no_new_e
     np.testing.assert_array_equal(again.uniform, episodes.uniform)
 
 
+def test_of_several_policies_only_those_asked_for_play(player, weights, episodes):
+    greedy = player.play(weights, PROBLEMS, 5, GREEDY)
+    assert greedy.action.shape == (1, 3, 12, 6)
+    gain = dataclasses.replace(POLICY, weights=weights).gain(
+        greedy.features(POLICY.features), greedy.worth[..., None]
+    )
+    want = np.where(gain > 0, base.REGENERATE, base.ACCEPT)
+    clear = np.asarray(greedy.mask & (np.abs(gain) > 1e-4))
+    np.testing.assert_array_equal(np.asarray(greedy.action)[clear], want[clear])
+    # Before either way explores it is the same solution.
+    np.testing.assert_array_equal(greedy.draft_score[0, :, :, 0], episodes.draft_score[0, :, :, 0])
+
+
 def test_a_prompt_that_cannot_be_asked_is_named(player, weights):
     with pytest.raises(DataError, match="'odd' contains '<extra_0>'"):
-        player.play(weights, [*PROBLEMS, Problem("odd", "a<extra_0>", "", "1", None, "")], seed=0)
+        player.play(weights, [*PROBLEMS, Problem("odd", "a<extra_0>", "", "1", None, "")], 0, WAYS)

@@ -34,18 +34,18 @@ class Players:
 
     def __init__(self, policies):
         self.policies, self.solutions, self.asked = policies, 0, []
-        self.run = jax.jit(self._run, static_argnums=2)
+        self.run = jax.jit(self._run, static_argnums=(2, 3))
 
-    def _run(self, weights, key, n):
+    def _run(self, weights, key, n, which):
         worth = jnp.repeat(jnp.asarray(WORTHS), n)
-        own = [dataclasses.replace(policy, weights=weights) for policy in self.policies]
+        own = [dataclasses.replace(self.policies[i], weights=weights) for i in which]
         found = jax.tree.map(lambda *x: jnp.stack(x), *(play(ENV, p, key, worth) for p in own))
         return jax.tree.map(lambda x: x.reshape(len(own), len(WORTHS), n, *x.shape[2:]), found)
 
-    def play(self, weights, problems, seed):
-        self.asked.append((problems[0].id, problems[-1].id, len(problems), seed))
-        self.solutions += len(self.policies) * len(WORTHS) * len(problems)
-        return self.run(weights, jax.random.key(seed), len(problems))
+    def play(self, weights, problems, seed, which):
+        self.asked.append((problems[0].id, problems[-1].id, len(problems), seed, tuple(which)))
+        self.solutions += len(which) * len(WORTHS) * len(problems)
+        return self.run(weights, jax.random.key(seed), len(problems), tuple(which))
 
 
 @pytest.mark.parametrize("policy, learning", [(AGG, BY_PPO), (VALUE, BY_Q)])
@@ -85,8 +85,10 @@ def test_a_killed_tuning_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
     make = lambda policies: players.append(Players(policies)) or players[-1]  # noqa: E731
     got = tune(VALUE, BY_Q, make, PROBLEMS, tmp_path / "killed", config)
     # The start and round 1 were done. Problems in order, but for those held out, and a seed a round.
-    assert players[0].asked == [("p50", "p99", 50, 2), ("p0", "p49", 50, 3)]
-    assert players[1].asked == [("p100", "p249", 150, 0)] * 2
+    held_out = ("p100", "p249", 150, 0, (2,))
+    assert players[0].asked == [
+        ("p50", "p99", 50, 2, (0, 1)), held_out, ("p0", "p49", 50, 3, (0, 1)), held_out
+    ]  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, got.policy.weights, want.policy.weights)
     jax.tree.map(np.testing.assert_array_equal, got.held_out, want.held_out)
     assert got[1:4] == want[1:4] and got.steps == want.steps and got.solutions == want.solutions

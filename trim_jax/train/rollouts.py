@@ -59,26 +59,33 @@ class Player:
         self.origin = repr((folders, engine, sampling, instruction, prm_system))
         self.solutions = 0
 
-    def play(self, weights: Any, problems: Sequence[Problem], seed: int) -> Episodes:
-        """Episodes [policies, settings, N problems, M steps] of all policies at all their prices.
+    def play(
+        self, weights: Any, problems: Sequence[Problem], seed: int, which: Sequence[int]
+    ) -> Episodes:
+        """Episodes [policies, settings, N problems, M steps] of some policies, at all their prices.
+
+        `which` are their indices.
 
         Raises:
           DataError: a prompt that cannot be asked; all of them are named before anything runs.
         """
         prompts.check_prompts(self.trio.tokenizer, problems, self.instruction, self.context)
-        for i in range(len(self.policies)):
+        for i in which:
             self.engine.load_weights(i, weights)
         asked = api.requests(
-            self.trio, self.policies, problems, (seed,), self.instruction, self.prm_system
+            self.trio, self.policies, problems, (seed,), self.instruction, self.prm_system, which
         )
         written = list(self.engine.run(asked))
         self.solutions += len(written)
         traces = api.traces(written, problems, self.trio, self.policies)
-        return self._episodes(traces, problems, seed)
+        names = [self.policies[i].full_name for i in which]
+        return self._episodes(traces, names, problems, seed)
 
-    def _episodes(self, traces: Sequence, problems: Sequence[Problem], seed: int) -> Episodes:
+    def _episodes(
+        self, traces: Sequence, names: Sequence[str], problems: Sequence[Problem], seed: int
+    ) -> Episodes:
         settings = self.policies[0].settings
-        policy_at = {policy.full_name: i for i, policy in enumerate(self.policies)}
+        policy_at = {name: i for i, name in enumerate(names)}
         problem_at = {problem.id: i for i, problem in enumerate(problems)}
         own = np.empty([len(policy_at), len(settings), len(problems)], np.int32)
         for number, trace in enumerate(traces):

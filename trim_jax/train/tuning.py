@@ -190,7 +190,9 @@ def tune(
         weights = fresh_weights(policy, jax.random.fold_in(key, config.rounds))
     weights = jax.tree.map(jnp.asarray, weights)
     policy = dataclasses.replace(policy, weights=weights, explore=False)
-    player, judge = players(ways(policy)), players((policy,))
+    exploring = ways(policy)
+    player = players((*exploring, policy))
+    explorers, greedy = range(len(exploring)), [len(exploring)]
     if isinstance(policy, Q):
         method = by_q(learning, policy, config, player.max_steps)
     else:
@@ -201,16 +203,17 @@ def tune(
     done = int(state.done)
     with tqdm(total=config.rounds + 1, initial=done, desc=f"tune {policy.full_name}") as bar:
         for at in range(done, config.rounds + 1):
-            begun, before, steps = time.perf_counter(), player.solutions + judge.solutions, 0
+            begun, before, steps = time.perf_counter(), player.solutions, 0
             learner = state.learner
             if at > 0:
                 turn = (at - 1) * config.problems + np.arange(config.problems)
                 batch = [training[i] for i in turn % len(training)]
-                episodes = player.play(method.playing(learner), batch, config.seed + at)
+                playing = method.playing(learner)
+                episodes = player.play(playing, batch, config.seed + at, explorers)
                 learner = method.improve(learner, episodes, jax.random.fold_in(key, at))
                 steps = int(episodes.mask.sum())
-            seen = judge.play(method.learned(learner), held_out, config.seed)
-            written = player.solutions + judge.solutions - before
+            seen = player.play(method.learned(learner), held_out, config.seed, greedy)
+            written = player.solutions - before
             state = _after(state, at, learner, method.learned(learner), seen)
             counts = [steps, written, time.perf_counter() - begun]
             state = state._replace(counts=state.counts + jnp.asarray(counts))
