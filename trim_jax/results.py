@@ -153,7 +153,6 @@ class ResultFolder:
                 raise ResultError(f"{self.path} is not a result folder (it holds {alien[0]!r} but "
                                   "no config.json): choose another with --config.out=FOLDER")
         with _explained(self.path):
-            (self.path / "chunks").mkdir(exist_ok=True)
             for folder in (self.path, self.path / "chunks"):
                 for half_written in folder.glob(".*.tmp"):
                     half_written.unlink()
@@ -198,6 +197,8 @@ class ResultFolder:
                 the state of an adaptive policy); read back with `chunk_extra`.
         """
         chunk = self.path / "chunks" / f"{index:05d}.jsonl"
+        with _explained(chunk):
+            chunk.parent.mkdir(exist_ok=True)
         if extra is not None:  # first, because the .jsonl marks the chunk as done
             atomic_write(chunk.with_suffix(".json"),
                          [dumps(extra, indent=2, sort_keys=True).encode() + b"\n"])

@@ -220,6 +220,10 @@ def _read_json(folder: Path, name: str) -> dict:
         elif _is_training_run(folder.parent):
             hint = f"; {folder.parent} holds an unfinished training run: {_GO_ON}"
         raise CheckpointError(f"{folder}: no such model folder{hint}")
+    if _is_training_run(folder):  # it has a config.json, of another kind
+        model = folder / "model"
+        raise CheckpointError(f"{folder}: the model is in {model}" if model.is_dir() else
+                              f"{folder}: an unfinished training run: {_GO_ON}")  # fmt: skip
     path = folder / name
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -227,8 +231,6 @@ def _read_json(folder: Path, name: str) -> dict:
         inside = sorted(p.name for p in folder.iterdir())
         if (model := folder / "model").is_dir():
             raise CheckpointError(f"{folder}: no {name}; the model is in {model}") from None
-        if _is_training_run(folder):
-            raise CheckpointError(f"{folder}: an unfinished training run: {_GO_ON}") from None
         found = ", ".join(inside[:8]) or "nothing"
         raise CheckpointError(f"{folder}: no {name} (found: {found})") from None
     except (OSError, ValueError) as error:
@@ -240,7 +242,7 @@ def _read_json(folder: Path, name: str) -> dict:
 
 def _is_training_run(folder: Path) -> bool:
     """Whether `trim_jax.train.fit` worked in this folder; the model goes to `model` inside it."""
-    return (folder / "fit.json").exists() or (folder / "checkpoints").is_dir()
+    return (folder / "checkpoints").is_dir()
 
 
 def _headers(folder: Path) -> tuple[dict[str, _Stored], list[str]]:

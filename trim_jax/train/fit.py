@@ -66,18 +66,18 @@ def fit(
       loss: (params, batch) -> scalar mean loss.
       params: initial parameters (ignored where `folder` holds a checkpoint).
       batches: `batch(step)` gives the arrays of one update.
-      folder: checkpoints, `fit.json` (the settings) and `loss.json` (the curve: [step, loss]).
+      folder: checkpoints and `loss.json` (the curve: [step, loss]). That they are of the same
+        training is the caller's to check.
       title: shown beside the progress bar.
 
     Returns:
       The trained parameters.
 
     Raises:
-      CheckpointError: `folder` holds a run with other settings, or the loss is not finite.
+      CheckpointError: the loss is not finite.
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same_run(folder / "fit.json", dataclasses.asdict(config))
     tx = optimizer(config)
 
     @jax.jit
@@ -125,20 +125,3 @@ def fit(
                 manager.save(step + 1, args=ocp.args.StandardSave(state))
         manager.wait_until_finished()
     return state["params"]
-
-
-def _check_same_run(path: Path, settings: dict) -> None:
-    if not path.exists():
-        path.write_text(json.dumps(settings, indent=1))
-        return
-    old = json.loads(path.read_text())
-    differing = [
-        f"{name}: {settings.get(name)} here, {old.get(name)} in the folder"
-        for name in sorted({*old, *settings})
-        if old.get(name) != settings.get(name)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{path.parent} holds a training run with other settings ({'; '.join(differing)}); "
-            "choose another config.out or remove the folder"
-        )
