@@ -52,6 +52,8 @@ def test_a_study_from_end_to_end_and_again(tmp_path, short):
               for part in (out, out / "hard")]  # fmt: skip
     if points[0] is not None:  # on so few problems the gap may vanish
         assert points[0]["value"] == points[1]["value"]
+    predicted = (out / "simulator.txt").read_text().splitlines()[1:]
+    assert {line.split()[0] for line in predicted} == names - {"glimp"}
     assert (out / "study.png").stat().st_size > 10_000
     assert "times less" in table
     timed = json.loads((out / "walltime.json").read_text())

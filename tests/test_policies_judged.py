@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_policies import observe, plans
+from test_policies import actions, observe, plans
 
 from trim_jax import load_problems, load_trio
 from trim_jax.api import route
 from trim_jax.engine.engine import EngineConfig
 from trim_jax.policies import base
-from trim_jax.policies.judged import judged
+from trim_jax.policies.judged import judged, on_scores
 from trim_jax.policies.learned import Q
+from trim_jax.policies.neighbours import LogLik
 from trim_jax.policies.simple import Threshold
 
 ENGINE = EngineConfig(max_context=448, max_steps=30, max_step_tokens=64, slots=16, rows=8)
@@ -57,15 +58,25 @@ def test_it_is_told_from_the_one_inside_and_takes_its_weights():
     assert policy.judges and not policy.state_knows_dial and policy.weights is q.weights
 
 
+def test_on_scores_it_decides_as_on_likelihoods():
+    loglik = np.float32([-2.0, -0.6, -0.4, -0.01])
+    for policy in (LogLik((-0.5, -0.1)), judged(Threshold((0.3, 0.9)))):
+        plain = on_scores(policy)
+        assert len(plain.settings) == 2
+        for dial, own in zip(policy.settings, plain.settings):
+            got = actions(plain, own, observe(4, draft_score=np.exp(loglik)))
+            np.testing.assert_array_equal(got, actions(policy, dial, observe(4, draft_loglik=loglik)))
+
+
 @pytest.mark.parametrize("k", [0.5, 0.7])
 def test_in_the_loop_a_threshold_is_one_on_the_likelihood(k):
     problems, trio = load_problems("arith", "test", 6), load_trio()
     traces = route(problems, judged(Threshold((k,))), trio, engine=ENGINE)
-    actions = {"accept": 0, "regenerate": 0}
+    taken = {"accept": 0, "regenerate": 0}
     for trace in traces:
         assert trace.ledger.prm.calls == 0 and trace.ledger.small.calls == len(trace.steps)
         for step in trace.steps:
             assert step.score_draft is None and 0 < step.draft_likelihood <= 1
             assert step.action == ("regenerate" if step.draft_likelihood < k else "accept")
-            actions[step.action] += 1
-    assert min(actions.values()) > 0, "the problems show nothing"
+            taken[step.action] += 1
+    assert min(taken.values()) > 0, "the problems show nothing"

@@ -33,6 +33,7 @@ from trim_jax.eval.choice import choose_setting
 from trim_jax.eval.report import write_report
 from trim_jax.eval.traces import Result, load_result, tables
 from trim_jax.policies.base import Policy
+from trim_jax.policies.judged import on_scores
 from trim_jax.policies.learned import Priced, Q
 from trim_jax.policies.neighbours import LogLik
 from trim_jax.policies.saved import is_saved, load_policy, save_policy
@@ -43,6 +44,7 @@ from trim_jax.results import ResultFolder, atomic_write, dumps
 from trim_jax.sim import compare
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem, load_problems
+from trim_jax.train.judged import judged_process
 from trim_jax.train.policies import (
     LIKELIHOODS, RECIPES, Order, check_names, fitted_environment, train_apart, tuned_from,
 )  # fmt: skip
@@ -106,6 +108,11 @@ class _Study:
     def __init__(self, config: ConfigDict, trio: api.Trio, out: Path):
         self.config, self.trio, self.out = config, trio, out
 
+    @property
+    def judges(self) -> bool:
+        """Whether a policy learns from drafts that the large model judged."""
+        return any(RECIPES[name].judges for name in self.config.study.policies)
+
     def path(self, part: str) -> Path:
         return self.out if part == "test" else self.out / part
 
@@ -126,8 +133,7 @@ class _Study:
 
     def collecting(self) -> list[Policy]:
         """What writes the solutions that all training comes from."""
-        judged = any(RECIPES[name].judges for name in self.config.study.policies)
-        return collecting_policies(self.config) + [LogLik(LIKELIHOODS)] * judged
+        return collecting_policies(self.config) + [LogLik(LIKELIHOODS)] * self.judges
 
     def train(self) -> list[Policy]:
         """Every learned policy; those that an earlier run has saved are only read back."""
@@ -216,6 +222,10 @@ class _Study:
             name: policy for name, policy in learned.items() if not (policy.peeks or policy.judges)
         }  # the simulator has no language model to look into
         predicted = compare.compare(process, results["test"], known)
+        if self.judges:
+            process = judged_process(collected, self.config.engine.max_steps)
+            known = {name: on_scores(policy) for name, policy in learned.items() if policy.judges}
+            predicted += compare.compare(process, results["test"], known)
         files = {
             "table.md": "\n".join(tables).encode(),
             "study.png": figures.to_png(drawn),

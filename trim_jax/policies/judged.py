@@ -8,6 +8,7 @@ signal; and the two models' mistakes are not the same. What the large model wrot
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.struct
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from trim_jax.policies import base
+from trim_jax.policies.neighbours import LogLik, Rsd
 from trim_jax.policies.wrapper import Wrapper
 
 
@@ -63,3 +65,10 @@ def judged(policy: base.Policy) -> Judged:
     """`policy` on likelihoods; its variant is told by "-judged"."""
     variant = f"{policy.variant}-judged".lstrip("-")
     return Judged(policy.settings, policy.weights, policy, variant=variant)
+
+
+def on_scores(policy: Judged | LogLik) -> base.Policy:
+    """The policy that does with scores what this one does with likelihoods."""
+    if isinstance(policy, Judged):
+        return policy.policy
+    return Rsd(tuple(map(math.exp, policy.settings)))
