@@ -156,12 +156,13 @@ def test_embedded_traces_are_those_of_the_run(folder, page):
         assert data["finishes"][finish] == trace.finish and texts[answer] == trace.answer
         assert bool(correct) == trace.correct and strong == trace.strong_tokens
         for at, step in zip(steps, trace.steps, strict=True):
-            text, action, drafted, score, n, draft, draft_n, right, draft_right, kind = (
+            text, action, drafted, score, n, draft, draft_n, right, draft_right, kind, likely = (
                 data["steps"][at])
             assert (texts[text], data["actions"][action], drafted, score, n, texts[draft], draft_n,
-                    right, draft_right, data["kinds"][kind]) == (
+                    right, draft_right, data["kinds"][kind], likely) == (
                 step.text, step.action, step.score_draft, step.score, step.n_tokens, step.draft,
-                step.draft_tokens, step.right, step.draft_right, step.kind)
+                step.draft_tokens, step.right, step.draft_right, step.kind,
+                step.draft_likelihood)
 
 
 def test_large_runs_embed_a_stated_sample(folder, tmp_path, monkeypatch):

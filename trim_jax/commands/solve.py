@@ -35,18 +35,24 @@ def run(config: ConfigDict, text: str) -> Trace:
 
 
 def render(trace: Trace, colour: bool) -> str:
-    """The solution as text, one line a step: writer, PRM score, the step, the draft it replaced."""
+    """The solution as text, one line a step: writer, score, the step, the draft it replaced.
+
+    The score is the PRM's, or, of a draft that the large model judged, its likelihood.
+    """
 
     def paint(words: str, style: str) -> str:
         return f"\033[{_COLOURS[style]}m{words}\033[0m" if colour else words
 
+    def number(score: float | None) -> str:
+        return "     " if score is None else f"{score:.3f}"
+
     lines = []
     for step in trace.steps:
+        judged = step.draft_likelihood if step.score_draft is None else step.score_draft
         if step.draft is not None:
-            score = "     " if step.score_draft is None else f"{step.score_draft:.3f}"
-            lines.append(paint(f"small  {score}  {step.draft}  (rejected)", "dim"))
-        score = "     " if step.score is None else f"{step.score:.3f}"
-        lines.append(f"{paint(f'{step.writer:<5}', step.writer)}  {score}  {step.text}")
+            lines.append(paint(f"small  {number(judged)}  {step.draft}  (rejected)", "dim"))
+        score = judged if step.score is None and step.writer == "small" else step.score
+        lines.append(f"{paint(f'{step.writer:<5}', step.writer)}  {number(score)}  {step.text}")
     answer = trace.answer if trace.answer is not None else f"none ({trace.finish})"
     total = sum(step.n_tokens for step in trace.steps)
     lines.append(paint(f"answer {answer}", "bold")

@@ -35,7 +35,7 @@ def sample_problems(count: int, limit: int) -> list[int]:
 def _packed_step(step: StepTrace, texts: _Numbering, kinds: _Numbering) -> tuple:
     return (texts.of(step.text), _ACTIONS.index(step.action), step.score_draft, step.score,
             step.n_tokens, texts.of(step.draft), step.draft_tokens, step.right, step.draft_right,
-            kinds.of(step.kind))
+            kinds.of(step.kind), step.draft_likelihood)
 
 
 def pack(result: Result, summary: Mapping[str, Any], order: Sequence[str],

@@ -20,7 +20,7 @@ async function unpack(element) {
 const TRACE = ["problem", "seed", "policy", "first", "end", "finish", "answer", "correct", "strong",
   "used", "steps"];
 const STEP = ["text", "action", "scoreDraft", "score", "tokens", "draft", "draftTokens", "right",
-  "draftRight", "kind"];
+  "draftRight", "kind", "draftLikelihood"];
 const named = (fields, row) => Object.fromEntries(fields.map((field, i) => [field, row[i]]));
 
 function prepare(run) {
@@ -283,11 +283,15 @@ class Viewer {
       item.append(make("div", {class: "line"},
         make("p", {class: "draft"}, make("del", {}, text(run, step.draft)), " ",
           this.mark(step.draftRight, before.right)),
-        this.score("discarded", step.scoreDraft, threshold, true)));
+        this.score("discarded", "PRM score of the discarded draft", step.scoreDraft, threshold, true),
+        this.score("likelihood", "Likelihood of the discarded draft under the large model",
+          step.draftLikelihood, null, true)));
     }
     const score = byLarge ? step.score : step.scoreDraft ?? step.score;
     item.append(make("div", {class: "line"}, make("p", {class: "text"}, text(run, step.text)),
-      this.score("score", score, byLarge ? null : threshold, false)));
+      this.score("score", "PRM score", score, byLarge ? null : threshold, false),
+      byLarge ? null : this.score("likelihood", "Likelihood under the large model",
+        step.draftLikelihood, null, false)));
     return item;
   }
 
@@ -297,11 +301,9 @@ class Viewer {
     return make("span", {class: right ? "right" : "wrong"}, words);
   }
 
-  score(label, value, threshold, rejected) {
+  score(label, meaning, value, threshold, rejected) {
     if (value === null) return null;
-    const description = `${label === "score" ? "PRM score" : "PRM score of the discarded draft"} `
-      + value.toFixed(3)
-      + (threshold === null ? "" : `, threshold ${threshold}`);
+    const description = `${meaning} ${value.toFixed(3)}` + (threshold === null ? "" : `, threshold ${threshold}`);
     const bar = make("span", {class: "bar" + (rejected ? " rejected" : ""), role: "img",
       "aria-label": description});
     const fill = make("i");
