@@ -8,6 +8,7 @@ import pytest
 from trim_jax.eval import bootstrap, metrics, paired
 from trim_jax.eval.metrics import Anchors
 from trim_jax.eval.paired import COSTS, Curve
+from trim_jax.eval.traces import PolicySpec, Table
 
 WEAK, STRONG, COST = 0.4, 0.8, 100.0
 
@@ -128,3 +129,20 @@ def test_resamples_are_paired():
     assert 0 < found["curve"]["band_low"][half] < gain
     assert other.fronts[:, half].std() > 0.8 * gain
     assert found["simultaneous"]["better"] and not found["simultaneous"]["worse"]
+
+
+def test_prices_weigh_the_tokens():
+    spec = PolicySpec("q", "worth", (10.0, 100.0))
+    right = np.array([[[1], [0]], [[1], [1]]], bool)
+    tokens = np.array([[[4], [0]], [[10], [20]]])
+    table = lambda right, tokens: Table(  # noqa: E731
+        spec, ("a", "b"), (0,), right, tokens, np.zeros([2, 2, 1, 3, 5], int), np.zeros([2, 2, 1], int)
+    )
+    one, other = table(right, tokens), table(np.zeros_like(right), np.full_like(tokens, 2))
+    found = paired.at_prices(one, other, bootstrap.resample(2, 1, 500))
+    # Worth 10: 1 - .4 and 0 against -.2. Worth 100: 1 - .1 and 1 - .2 against -.02.
+    assert found["value"] == pytest.approx([(0.6 + 0.0) / 2 + 0.2, (0.9 + 0.8) / 2 + 0.02])
+    assert found["low"] == pytest.approx([0.2, 0.82]) and found["high"] == pytest.approx([0.8, 0.92])
+    assert found["mean"]["value"] == pytest.approx((0.5 + 0.87) / 2)
+    assert all(b <= low for b, low in zip(found["band_low"], found["low"]))
+    assert found["worth"] == [10.0, 100.0]

@@ -48,3 +48,15 @@ def test_every_compared_policy_has_a_panel_with_room_for_its_title(summary):
         low, high = ax.get_ylim()
         drawn = [y for line in ax.lines[:1] for y in line.get_ydata() if y == y]
         assert low <= min(drawn) and max(drawn) <= high
+
+
+def test_policies_with_a_price_are_held_against_agg_at_each(tmp_path):
+    worths = PolicySpec("agg", "worth", (0.2, 0.5, 0.9))
+    policies = POLICIES | {"agg": worths, "seq": PolicySpec("seq", "worth", (0.2, 0.5))}
+    result = load_result(fake_traces.write_result(tmp_path / "run", range(12), policies=policies))
+    summary = summarise(result, result.validation)
+    assert set(summary["paired"]["prices"]) == {"q"}, "only at the same prices"
+    table = study.table(summary)
+    (row,) = [line for line in table.splitlines() if line.startswith("| TRIM-Q | ")
+              and "+0.0 [+0.0, +0.0]" in line]  # fmt: skip
+    assert row.endswith("| - | - | - | - | +0.0 |"), "the same policy under two names"

@@ -16,14 +16,15 @@ how much worse it could still be.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from trim_jax.eval import metrics
-from trim_jax.eval.bootstrap import LEVEL, estimate, interval, number, numbers
+from trim_jax.eval.bootstrap import LEVEL, Resamples, estimate, interval, number, numbers
 from trim_jax.eval.metrics import CurveMetrics
+from trim_jax.eval.traces import Table
 
 COSTS = np.arange(41) / 40.0  # fractions of the strong-only tokens
 
@@ -52,6 +53,9 @@ class Band:
     high: np.ndarray
     band_low: np.ndarray
     band_high: np.ndarray
+
+
+_LIMITS = tuple(field.name for field in fields(Band))
 
 
 def band(value: np.ndarray, samples: np.ndarray, resolution: float, level: float = LEVEL) -> Band:
@@ -108,8 +112,7 @@ def difference(one: Curve, other: Curve, cells: int) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):
         cpt, cpt_drawn = one.point.cpt - other.point.cpt, one.samples.cpt - other.samples.cpt
     return {
-        "curve": {name: numbers(getattr(found, name))
-                  for name in ("value", "low", "high", "band_low", "band_high")},
+        "curve": {name: numbers(getattr(found, name)) for name in _LIMITS},
         "pointwise": {"better": ranges(found.low > 0), "worse": ranges(found.high < 0)},
         "simultaneous": {"better": ranges(found.band_low > 0),
                          "worse": ranges(found.band_high < 0)},
@@ -120,6 +123,28 @@ def difference(one: Curve, other: Curve, cells: int) -> dict[str, Any]:
                                       "share_reached": number(np.isfinite(cpt_drawn[:, i]).mean())}
                 for i, x in enumerate(metrics.CPT_LEVELS)},
     }  # fmt: skip
+
+
+def at_prices(one: Table, other: Table, drawn: Resamples) -> dict[str, Any]:
+    """``one`` minus ``other`` in what they are trained for, R - tokens / worth, at equal prices.
+
+    Args:
+      one, other: policies whose dial is the worth of a right answer, at the same settings.
+      drawn: resamples of their problems and seeds.
+
+    Returns:
+      worth: the prices [K]; value, low, high, band_low, band_high: the difference at each, with
+      both limits; mean: over all prices.
+    """
+    worth = np.array(one.policy.settings, float)
+    objective = lambda table: (  # noqa: E731
+        table.correct - table.strong_tokens / worth[:, None, None]
+    )
+    gain = objective(one) - objective(other)
+    value, samples = gain.mean((1, 2)), drawn.means(gain)
+    found = band(value, samples, 1.0 / gain[0].size)
+    return {"worth": worth.tolist(), **{name: numbers(getattr(found, name)) for name in _LIMITS},
+            "mean": estimate(value.mean(), samples.mean(1))}  # fmt: skip
 
 
 def to_upper_bound(one: Curve, bound: Curve) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from trim_jax.eval import figures, style
 from trim_jax.eval.names import is_router
+from trim_jax.eval.summary import PRICED_REFERENCE
 
 Summary = Mapping[str, Any]
 BUDGETS = ("10", "15", "20", "25", "30")
@@ -72,7 +73,7 @@ def order(summary: Summary) -> list[str]:
 
 def table(summary: Summary) -> str:
     """One row a policy, as Markdown: its point chosen on validation, and its whole curve; then the
-    paired differences from TRIM-Thr and the distance to the oracle.
+    paired differences from TRIM-Thr and TRIM-Agg, and the distance to the oracle.
 
     Percentages; costs in % of the large model's tokens when it writes alone.
     """
@@ -119,6 +120,16 @@ def _difference(entry: Mapping[str, Any]) -> list[str]:
             *(_change(entry["cpt"][x]) for x in LEVELS)]  # fmt: skip
 
 
+def _at_prices(entry: Mapping[str, Any]) -> list[str]:
+    """The cells of one policy's differences at each price."""
+    cells = []
+    for low, high in (("low", "high"), ("band_low", "band_high")):
+        for beyond in (lambda i: entry[high][i] < 0, lambda i: entry[low][i] > 0):
+            at = [f"{worth:g}" for i, worth in enumerate(entry["worth"]) if beyond(i)]
+            cells.append(", ".join(at) or "-")
+    return [_change(entry["mean"]), *cells, f"{100 * min(entry['band_low']):+.1f}"]
+
+
 _DIFFERENCE = ["nowhere worse, pointwise", "better at, pointwise", "nowhere worse, simultaneous",
                "better at, simultaneous", "at worst", "Δ APGR", "Δ mean dIBC", "Δ CPT50", "Δ CPT80",
                "Δ CPT95"]  # fmt: skip
@@ -144,6 +155,15 @@ def _paired(summary: Summary) -> list[str]:
                                  for k in ("step", "query")) + ".\n",
                   _rows(["pair", *_DIFFERENCE],
                         [[pair, *_difference(found["step_against_query"])]])]  # fmt: skip
+    if found["prices"]:
+        rows = [[policies[n]["label"], *_at_prices(found["prices"][n])]
+                for n in ranked if n in found["prices"]]  # fmt: skip
+        parts += [f"### Against {policies[PRICED_REFERENCE]['label']}, at equal prices\n",
+                  _rows(["policy", "mean of all prices", "below at, pointwise",
+                         "above at, pointwise", "below at, simultaneous",
+                         "above at, simultaneous", "at worst"], rows),
+                  "Differences of what the policies are trained for, right answers less tokens of "
+                  "the large model / worth, in points; prices are worths.\n"]  # fmt: skip
     if found["to_oracle"]:
         best = chosen["step"]["policy"] if chosen["step"] else None
         rows = [[policies[n]["label"] + (" (best on validation)" if n == best else ""),

@@ -28,6 +28,7 @@ from trim_jax.eval.traces import (COUNTERS, MODELS, SCHEMA_VERSION, TOKEN_COUNTE
                                   Table)
 
 REFERENCE = "thr"  # what step-level policies are compared with
+PRICED_REFERENCE = "agg"  # and those with a price, at equal prices: one network for each
 
 
 # --------------------------------------------------------------------------------- per-cell sums
@@ -321,7 +322,8 @@ def summarise(result: Result, validation: Result | None = None, *,
         "costs": paired.COSTS.tolist(),
         "against_random": _against_random(compared, curves, common, common_drawn),
         "paired": _paired(curves, roles, validation_tables,
-                          len(result.problems) * len(result.seeds)),
+                          len(result.problems) * len(result.seeds))
+        | {"prices": _at_prices(found, drawn)},
         "walltime": _walltime(result, policies),
         "process_reward": _process_reward(result, drawn),
         "parameters": _parameters(result),
@@ -378,6 +380,16 @@ def _paired(curves: Mapping[str, Curve], roles: Mapping[str, str],
         "to_oracle": {n: paired.to_upper_bound(curves[n], curves[bounds[0]])
                       for n in steps if bounds},
     }
+
+
+def _at_prices(found: Mapping[str, Table], drawn: bootstrap.Resamples) -> dict[str, Any]:
+    """Policies with a price against ``PRICED_REFERENCE``, at each price that they were run at."""
+    reference = found.get(PRICED_REFERENCE)
+    if reference is None:
+        return {}
+    dial = lambda table: (table.policy.parameter, table.policy.settings)  # noqa: E731
+    return {name: paired.at_prices(table, reference, drawn) for name, table in found.items()
+            if name != PRICED_REFERENCE and dial(table) == dial(reference)}
 
 
 def _walltime(result: Result, policies: Mapping[str, Any]) -> dict[str, Any] | None:
