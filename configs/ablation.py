@@ -18,8 +18,11 @@ def get_config() -> ConfigDict:
     config = study.get_config()
     config.out = "results/arith-ablation"
     config.seeds = (0,)
+    config.data.limit = 1000
+    config.sweep.validation = 300
     config.study.hard = 0
     config.study.query = False
+    config.study.timed = 0
     config.study.policies = (
         "pomdp", "pomdp-no_last", "pomdp_filtered", "pomdp_filtered-no_last",
         "agg", "agg-product", "agg-paper", "agg-release", "agg-priced", "agg-takeover",
