@@ -18,7 +18,7 @@ from trim_jax.configs import ablation
 
 
 def get_config() -> ConfigDict:
-    """All of `test`, one seed, one policy of each kind."""
+    """1,000 problems of `test`, one seed, one policy of each kind."""
     config = ablation.get_config()
     config.out = "results/arith-ablation-prm"
     config.study.policies = ("pomdp", "pomdp_filtered", "q", "agg")
