@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 import jax
@@ -150,7 +151,7 @@ def figure(comparisons: Sequence[Comparison]) -> Figure:
             ax.plot(100 * c.share.predicted, 100 * c.accuracy.predicted, color=style.INK,
                     linestyle="-" if len(x) > 1 else "none", marker="x", markersize=4, linewidth=1,
                     label="predicted")  # fmt: skip
-            ax.set_title(label_of(c.policy))
+            ax.set_title(textwrap.fill(label_of(c.policy), 28))
             ax.xaxis.set_major_formatter(figures.PERCENT)
             ax.yaxis.set_major_formatter(figures.PERCENT)
             ax.legend(loc="lower right", fontsize=8)
