@@ -77,9 +77,16 @@ def laid_out(fig: Figure) -> Figure:
 
 
 def _legend_below(fig: Figure, ax: Axes, columns: int) -> None:
-    """A legend under the axes, where it covers no data; the main policy first."""
+    """A legend under the axes, where it covers no data; the main policy first.
+
+    It has as many of ``columns`` as the figure has room for.
+    """
     handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=columns)
+    for ncols in range(columns, 0, -1):
+        legend = fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=ncols)
+        if ncols == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            return
+        legend.remove()
 
 
 def _name(summary: Summary, policy: str) -> str:
@@ -185,8 +192,7 @@ def frontier_figure(runs: Sequence[Summary]) -> Figure:
         ax.set_ylabel("problems solved")
         ax.xaxis.set_major_formatter(PERCENT)
         ax.yaxis.set_major_formatter(PERCENT)
-        many = len(ax.get_legend_handles_labels()[1]) > 4  # then there are long names among them
-        _legend_below(fig, ax, 2 if len(runs) > 1 else 3 if many else 4)
+        _legend_below(fig, ax, 2 if len(runs) > 1 else 4)
         return laid_out(fig)
 
 
