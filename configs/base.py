@@ -168,7 +168,7 @@ def add_study(config: ConfigDict) -> None:
     # Problems of the split hard that the policies are transferred to; 0 for none.
     config.study.hard = 500
     # Policies beside TRIM-Thr, random and the oracle: pomdp, pomdp_filtered, q, agg, seq, which are
-    # trained; agg-judged and q-judged, trained on the large model's opinion of a draft instead of the
+    # trained; agg-judged and q-judged, trained on the large model's opinion of a draft, not on the
     # PRM's score; agg-tuned, q-tuned, seq-tuned, which go on learning from solutions of the models;
     # rsd, glimp, loglik; and more variants, see the config ablation.
     config.study.policies = (

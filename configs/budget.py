@@ -1,7 +1,7 @@
 """A data set routed under a budget: so many large-model tokens a problem, on average or at most.
 
-    trim-jax budget --config.budget.average=25                 # TRIM-Thr, its threshold moved
-    trim-jax budget --config.budget.average=25 --config.policy=results/arith-study/policies/q-judged
+    trim-jax budget --config.budget.average=10                 # TRIM-Thr, its threshold moved
+    trim-jax budget --config.budget.average=10 --config.policy=results/arith-study/policies/q-judged
     trim-jax budget --config.budget.cap=64
 
 An average is met over the whole run by moving the policy's dial between chunks of problems, in the

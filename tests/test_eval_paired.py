@@ -135,14 +135,14 @@ def test_prices_weigh_the_tokens():
     spec = PolicySpec("q", "worth", (10.0, 100.0))
     right = np.array([[[1], [0]], [[1], [1]]], bool)
     tokens = np.array([[[4], [0]], [[10], [20]]])
-    table = lambda right, tokens: Table(  # noqa: E731
-        spec, ("a", "b"), (0,), right, tokens, np.zeros([2, 2, 1, 3, 5], int), np.zeros([2, 2, 1], int)
-    )
+    rest = np.zeros([2, 2, 1, 3, 5], int), np.zeros([2, 2, 1], int)
+    table = lambda *found: Table(spec, ("a", "b"), (0,), *found, *rest)  # noqa: E731
     one, other = table(right, tokens), table(np.zeros_like(right), np.full_like(tokens, 2))
     found = paired.at_prices(one, other, bootstrap.resample(2, 1, 500))
     # Worth 10: 1 - .4 and 0 against -.2. Worth 100: 1 - .1 and 1 - .2 against -.02.
     assert found["value"] == pytest.approx([(0.6 + 0.0) / 2 + 0.2, (0.9 + 0.8) / 2 + 0.02])
-    assert found["low"] == pytest.approx([0.2, 0.82]) and found["high"] == pytest.approx([0.8, 0.92])
+    assert found["low"] == pytest.approx([0.2, 0.82])
+    assert found["high"] == pytest.approx([0.8, 0.92])
     assert found["mean"]["value"] == pytest.approx((0.5 + 0.87) / 2)
     assert all(b <= low for b, low in zip(found["band_low"], found["low"]))
     assert found["worth"] == [10.0, 100.0]

@@ -60,3 +60,10 @@ def test_policies_with_a_price_are_held_against_agg_at_each(tmp_path):
     (row,) = [line for line in table.splitlines() if line.startswith("| TRIM-Q | ")
               and "+0.0 [+0.0, +0.0]" in line]  # fmt: skip
     assert row.endswith("| - | - | - | - | +0.0 |"), "the same policy under two names"
+
+
+def test_prices_are_listed_where_they_belong():
+    entry = {"worth": [10, 20, 30, 40], "low": [-3, -2, -0.1, 0.1], "high": [-2, -1, 0.1, 0.2],
+             "band_low": [-4, -2.5, -0.2, -0.1], "band_high": [-1, 0.5, 0.2, 0.3],
+             "mean": {"value": -0.5, "low": -0.6, "high": -0.4}}  # fmt: skip
+    assert study._at_prices(entry) == ["-50.0 [-60.0, -40.0]", "10, 20", "40", "10", "-", "-400.0"]

@@ -287,12 +287,17 @@ def test_folder_without_config(folder):
 
 def test_training_folders(tmp_path):
     run = tmp_path / "run"
-    (run / "checkpoints" / "10").mkdir(parents=True)
-    (run / "config.json").write_text('{"train": {}}')
+    run.mkdir()
+    (run / "config.json").write_text('{"train": {"steps": 10}}')
     assert "an unfinished training run: the same training command" in refusal(run)
     assert "an unfinished training run: the same training command" in refusal(run / "model")
     hf.save_model(run / "model", CONFIG, lively(CONFIG))
     assert f"the model is in {run / 'model'}" in refusal(run)
+
+
+def test_a_model_folder_may_hold_checkpoints(folder):
+    (folder / "checkpoints").mkdir()
+    assert hf.load_config(folder) == CONFIG
 
 
 def test_folder_without_weights(folder):

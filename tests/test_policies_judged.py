@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from test_policies import actions, observe, plans
 
 from trim_jax import load_problems, load_trio
@@ -64,19 +63,30 @@ def test_on_scores_it_decides_as_on_likelihoods():
         plain = on_scores(policy)
         assert len(plain.settings) == 2
         for dial, own in zip(policy.settings, plain.settings):
+            want = actions(policy, dial, observe(4, draft_loglik=loglik))
             got = actions(plain, own, observe(4, draft_score=np.exp(loglik)))
-            np.testing.assert_array_equal(got, actions(policy, dial, observe(4, draft_loglik=loglik)))
+            np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("k", [0.5, 0.7])
-def test_in_the_loop_a_threshold_is_one_on_the_likelihood(k):
+def test_in_the_loop_settings_share_rows_and_decide_each_as_if_alone():
     problems, trio = load_problems("arith", "test", 6), load_trio()
-    traces = route(problems, judged(Threshold((k,))), trio, engine=ENGINE)
-    taken = {"accept": 0, "regenerate": 0}
-    for trace in traces:
-        assert trace.ledger.prm.calls == 0 and trace.ledger.small.calls == len(trace.steps)
-        for step in trace.steps:
-            assert step.score_draft is None and 0 < step.draft_likelihood <= 1
-            assert step.action == ("regenerate" if step.draft_likelihood < k else "accept")
-            taken[step.action] += 1
-    assert min(taken.values()) > 0, "the problems show nothing"
+    policy = judged(Sums((1.9, 2.4)))  # its state tells accepted drafts from rewritten ones
+    together = route(problems, policy, trio, engine=ENGINE)
+    shared, taken = 0, {"accept": 0, "regenerate": 0}
+    for at, dial in enumerate(policy.settings):
+        mine = [t for t in together if t.settings[0] <= at < t.settings[1]]
+        alone = route(problems, judged(Sums((dial,))), trio, engine=ENGINE)
+        shared += sum(t.settings == (0, 2) for t in mine)
+        for one, other in zip(mine, alone, strict=True):
+            assert dataclasses.replace(one, settings=other.settings) == other
+            assert one.ledger.prm.calls == 0 and one.ledger.small.calls == len(one.steps)
+            least = product = 1.0
+            for step in one.steps:
+                total = step.draft_likelihood + least + product
+                assert step.score_draft is None
+                assert step.action == ("regenerate" if total < dial else "accept")
+                if step.action == "accept":
+                    least = min(least, step.draft_likelihood)
+                    product *= step.draft_likelihood
+                taken[step.action] += 1
+    assert min(taken.values()) > 0 and shared, "the problems show nothing"

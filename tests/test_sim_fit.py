@@ -100,6 +100,16 @@ def test_runs_without_labels_or_scores_are_refused(result):
         fit.fit_result(unscored)
 
 
+def test_a_draft_that_one_run_left_unscored_has_the_score_of_another(result):
+    """Whoever rejects it without the PRM, and whoever accepts it with, met the same draft."""
+    accepts = T.StepTrace("d", "small", "accept", 0.9, 0.9, 5, None, None, False, None, None)
+    rejects = T.StepTrace("l", "large", "regenerate", None, None, 6, "d", 5, True, False, None)
+    traces = [dataclasses.replace(result.traces[0], policy=policy, steps=(step,))
+              for policy, step in (("loglik", rejects), ("thr", accepts))]  # fmt: skip
+    rewrites = read_events(dataclasses.replace(result, traces=tuple(traces)))[1]
+    assert (rewrites.draft_right, rewrites.draft_score, rewrites.draft_tokens) == (0, 0.9, 5)
+
+
 def test_lengths_are_cut_where_rightness_changes():
     tokens = np.repeat([5, 6, 7, 8, 9, 10], 200)
     right = np.where(tokens < 8, np.arange(1200) % 10 > 0, np.arange(1200) % 10 > 6)

@@ -1,4 +1,4 @@
-"""What a judged policy learns from: likelihoods in the place of scores, rewrites held to be right."""
+"""What a judged policy learns from: likelihoods for scores, rewrites held to be right."""
 
 import dataclasses
 

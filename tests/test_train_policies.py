@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_traces import write_result
 
 from trim_jax.errors import ConfigError
+from trim_jax.policies.features import Features
+from trim_jax.policies.judged import judged
+from trim_jax.policies.learned import Q
 from trim_jax.policies.saved import load_policy
 from trim_jax.policies.takeover import Takeover
 from trim_jax.train import policies as training
@@ -48,6 +52,21 @@ def test_what_a_recipe_begins_with_comes_before_it(monkeypatch):
     assert in_order(["agg-most", "seq", "agg"]) == ["agg", "agg-more", "q", "agg-most", "seq"]
     assert in_order(["seq", "q"]) == ["seq", "q"]
     assert in_order(["q-tuned", "seq", "q"]) == ["q", "seq"]  # tuning itself needs the models
+
+
+def test_what_is_judged_learns_from_what_was_judged(tmp_path):
+    material = training.Material(ORDER, None, SimpleNamespace(max_steps=3, of="scores"), tmp_path)
+    vars(material)["judged_process"] = SimpleNamespace(max_steps=3, of="likelihoods")
+    seen = []
+
+    def make(config, policy, world):
+        seen.append(world.process.of)
+        return lambda key: SimpleNamespace(weights={}, steps=np.zeros(1))
+
+    for wrap, name in ((None, "q"), (judged, "q-judged")):
+        done = material._learned(Q((10.0,), features=Features(price=True)), make, None, wrap)
+        assert done.policy.full_name == name
+    assert seen == ["scores", "likelihoods"]
 
 
 def test_policies_have_their_names_and_may_begin_with_others(tmp_path, short, monkeypatch):

@@ -84,7 +84,7 @@ def test_a_killed_tuning_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
     players = []
     make = lambda policies: players.append(Players(policies)) or players[-1]  # noqa: E731
     got = tune(VALUE, BY_Q, make, PROBLEMS, tmp_path / "killed", config)
-    # The start and round 1 were done. Problems in order, but for those held out, and a seed a round.
+    # The start and round 1 were done. Problems in order but for those held out, a seed a round.
     held_out = ("p100", "p249", 150, 0, (2,))
     assert players[0].asked == [
         ("p50", "p99", 50, 2, (0, 1)), held_out, ("p0", "p49", 50, 3, (0, 1)), held_out

@@ -86,7 +86,7 @@ def _data(args) -> None:
 # name -> (function, config file, one line of help)
 CONFIGURED: dict[str, tuple[Callable, str, str]] = {
     "sweep": (_sweep, "sweep", "run TRIM-Thr at every threshold against its anchors: the main job"),
-    "study": (_study, "study", "train every policy and compare them all (--config study_quick: in minutes)"),
+    "study": (_study, "study", "train every policy and compare them all (--config study_quick: sooner)"),
     "collect": (_collect, "collect", "collect traces of training problems, to train policies from"),
     "budget": (_budget, "budget", "route a data set under a budget of the large model's tokens"),
     "solve": (_solve, "solve", "solve one problem and show who wrote each step"),

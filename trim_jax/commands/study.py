@@ -183,7 +183,7 @@ class _Study:
                  for i, choice in enumerate(chosen) if choice is not None]  # fmt: skip
         seconds: dict[Cells, list[float]] = {cell: [] for cell in cells}
         for cell in cells[:1]:  # compile, and warm up
-            runs.seconds(problems[:1], self.config.seeds[:1], cell)
+            runs.seconds(problems, self.config.seeds[:1], cell)
         for cell in tqdm(TIMES * cells, desc="timed alone", unit=" runs"):
             seconds[cell].append(runs.seconds(problems, self.config.seeds[:1], cell))
         repeats = [[runs.policies[cell.policy].full_name, cell.lo,

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def _unpacked(path: Path) -> list[Example]:
         with np.load(path) as file:
             ends = np.cumsum(file["length"])[:-1]
             columns = [np.split(file[name], ends) for name in ("tokens", "target", "weight")]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); remove it, and it is sampled "
                               "again") from error  # fmt: skip
     return [Example(*arrays) for arrays in zip(*columns)]

@@ -220,7 +220,7 @@ def _read_json(folder: Path, name: str) -> dict:
         elif _is_training_run(folder.parent):
             hint = f"; {folder.parent} holds an unfinished training run: {_GO_ON}"
         raise CheckpointError(f"{folder}: no such model folder{hint}")
-    if _is_training_run(folder):  # it has a config.json, of another kind
+    if _is_training_run(folder):
         model = folder / "model"
         raise CheckpointError(f"{folder}: the model is in {model}" if model.is_dir() else
                               f"{folder}: an unfinished training run: {_GO_ON}")  # fmt: skip
@@ -241,8 +241,12 @@ def _read_json(folder: Path, name: str) -> dict:
 
 
 def _is_training_run(folder: Path) -> bool:
-    """Whether `trim_jax.train.fit` worked in this folder; the model goes to `model` inside it."""
-    return (folder / "checkpoints").is_dir()
+    """Whether a training command owns this folder, whose model goes to `model` inside it."""
+    try:
+        value = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and "train" in value and "model_type" not in value
 
 
 def _headers(folder: Path) -> tuple[dict[str, _Stored], list[str]]:

@@ -34,7 +34,7 @@ class Opinions:
 class Judged(Wrapper):
     """Another policy that sees likelihoods as scores. Made by `judged`.
 
-    Its `draft_score`, `min_score` and `prod_score` are geometric means over the draft's tokens,
+    Every step is drafted and judged; the other policy's `plan` is not asked. Its `draft_score`, `min_score` and `prod_score` are geometric means over the draft's tokens,
     exp(`Observation.draft_loglik`), in [0, 1]; `scores`, which TRIM-Seq reads, stay empty.
     """
 

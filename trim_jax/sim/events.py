@@ -108,9 +108,10 @@ def read_events(result: Result) -> tuple[Events, Events, Solutions]:
             prefix_right, text = step.right, f"{text}{step.text}\n\n"
         ending = (prefix_right, trace.correct and not prefix_right, lengths)
         endings.setdefault((at, trace.seed), []).append(ending)
-    # A step written without a draft may have one in another trace of the same text.
+    # A step written without a draft, or with one that nobody scored, may have one in another trace
+    # of the same text.
     for key, row in rewrites.items():
-        if row[9] == -1 and key in drafts:
+        if np.isnan(row[10]) and key in drafts:
             row[9:] = [drafts[key][5], *drafts[key][7:9]]
     return _columns(drafts), _columns(rewrites), _solutions(list(endings.values()))
 

@@ -62,8 +62,8 @@ def fit_result(result: Result, max_steps: int = 30) -> tuple[Process, Report]:
     drafts, rewrites, solutions = read_events(result)
     if not len(rewrites) or np.isnan(drafts.score).all():
         raise ResultError(
-            f"{result.folder}: the simulator needs scored drafts and steps of the large model; a sweep of "
-            "thresholds has both"
+            f"{result.folder}: the simulator needs scored drafts and steps of the large model; a "
+            "sweep of thresholds has both"
         )
     return fit_events(drafts, rewrites, solutions, max_steps)
 

@@ -113,8 +113,8 @@ def fit(
                 if not np.isfinite(mean):
                     raise CheckpointError(
                         f"{title}: the loss is not finite at step {step + 1}; lower "
-                        f"config.train.learning_rate ({config.learning_rate}); {folder} holds the "
-                        "last good checkpoint"
+                        f"config.train.learning_rate ({config.learning_rate}), in another "
+                        f"config.out; {folder} holds the last good checkpoint"
                     )
                 curve.append([step + 1, round(mean, 6)])
                 recent = []

@@ -64,7 +64,7 @@ class Player:
     ) -> Episodes:
         """Episodes [policies, settings, N problems, M steps] of some policies, at all their prices.
 
-        `which` are their indices.
+        `which` are their indices; two of the same variant are not to be played together.
 
         Raises:
           DataError: a prompt that cannot be asked; all of them are named before anything runs.
