@@ -48,10 +48,10 @@ def render(trace: Trace, colour: bool) -> str:
 
     lines = []
     for step in trace.steps:
-        judged = step.draft_likelihood if step.score_draft is None else step.score_draft
+        drafted = step.draft_likelihood if step.score_draft is None else step.score_draft
         if step.draft is not None:
-            lines.append(paint(f"small  {number(judged)}  {step.draft}  (rejected)", "dim"))
-        score = judged if step.score is None and step.writer == "small" else step.score
+            lines.append(paint(f"small  {number(drafted)}  {step.draft}  (rejected)", "dim"))
+        score = drafted if step.score is None and step.writer == "small" else step.score
         lines.append(f"{paint(f'{step.writer:<5}', step.writer)}  {number(score)}  {step.text}")
     answer = trace.answer if trace.answer is not None else f"none ({trace.finish})"
     total = sum(step.n_tokens for step in trace.steps)

@@ -214,18 +214,7 @@ class _Study:
                           f"{', '.join(map(str, summary['seeds']))}\n\n{study.table(summary)}"
                           f"\n{sharing.sentence(result)}\n")
         drawn, apart = study.figure(summaries), study.difference_figure(summaries)
-        collected = load_result(self.out / "collected")
-        process, _ = fitted_environment(collected, self.config.engine.max_steps)
-        learned = {name: load_policy(self.out / "policies" / name)
-                   for name in self.config.study.policies}  # fmt: skip
-        known = compare.known_policies(results["test"]) | {
-            name: policy for name, policy in learned.items() if not (policy.peeks or policy.judges)
-        }  # the simulator has no language model to look into
-        predicted = compare.compare(process, results["test"], known)
-        if self.judges:
-            process = judged_process(collected, self.config.engine.max_steps)
-            known = {name: on_scores(policy) for name, policy in learned.items() if policy.judges}
-            predicted += compare.compare(process, results["test"], known)
+        predicted = self.predictions(results["test"])
         files = {
             "table.md": "\n".join(tables).encode(),
             "study.png": figures.to_png(drawn),
@@ -238,3 +227,17 @@ class _Study:
         for name, content in files.items():
             atomic_write(self.out / name, [content])
         return self.out / "report.html"
+
+    def predictions(self, test: Result) -> list[compare.Comparison]:
+        """What the simulator says of every policy whose signals it has, beside what was measured."""
+        collected, steps = load_result(self.out / "collected"), self.config.engine.max_steps
+        learned = {name: load_policy(self.out / "policies" / name)
+                   for name in self.config.study.policies}  # fmt: skip
+        scored = compare.known_policies(test) | {
+            name: policy for name, policy in learned.items() if not (policy.peeks or policy.judges)
+        }
+        predicted = compare.compare(fitted_environment(collected, steps)[0], test, scored)
+        if self.judges:
+            judging = {name: on_scores(policy) for name, policy in learned.items() if policy.judges}
+            predicted += compare.compare(judged_process(collected, steps), test, judging)
+        return predicted

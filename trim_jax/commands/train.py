@@ -54,10 +54,10 @@ def train_lm(config: ConfigDict) -> Path:
     tokenizer_folder = Path(config.tokenizer or SHIPPED / "tokenizer")
     tokenizer = load_tokenizer(tokenizer_folder)
     model = ModelConfig(vocab=len(tokenizer), **config.model)
-    examples = lm_examples(tokenizer, problems, data.instruction)
     out, settings = Path(config.out), FitConfig(**config.train)
-    batches = LengthBuckets(examples, settings.rows, settings.seed)
     with ResultFolder.open_or_create(out, config, provenance.collect({}, problems)):
+        examples = lm_examples(tokenizer, problems, data.instruction)
+        batches = LengthBuckets(examples, settings.rows, settings.seed)
         print(f"{len(examples)} examples, {settings.steps / batches.batches_per_epoch:.2f} epochs")
         params = fit(
             lm_loss(model), init_params(model, settings.seed), batches, settings, out, out.name

@@ -220,16 +220,12 @@ def _read_json(folder: Path, name: str) -> dict:
         elif _is_training_run(folder.parent):
             hint = f"; {folder.parent} holds an unfinished training run: {_GO_ON}"
         raise CheckpointError(f"{folder}: no such model folder{hint}")
-    if _is_training_run(folder):
-        model = folder / "model"
-        raise CheckpointError(f"{folder}: the model is in {model}" if model.is_dir() else
-                              f"{folder}: an unfinished training run: {_GO_ON}")  # fmt: skip
-    path = folder / name
+    path, model = folder / name, folder / "model"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         inside = sorted(p.name for p in folder.iterdir())
-        if (model := folder / "model").is_dir():
+        if model.is_dir():
             raise CheckpointError(f"{folder}: no {name}; the model is in {model}") from None
         found = ", ".join(inside[:8]) or "nothing"
         raise CheckpointError(f"{folder}: no {name} (found: {found})") from None
@@ -237,16 +233,22 @@ def _read_json(folder: Path, name: str) -> dict:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
+    if name == CONFIG and _is_of_training(value):
+        raise CheckpointError(f"{folder}: the model is in {model}" if model.is_dir() else
+                              f"{folder}: an unfinished training run: {_GO_ON}")  # fmt: skip
     return value
 
 
+def _is_of_training(config: Any) -> bool:
+    """Whether this is the config of a training command, whose model goes to `model` beside it."""
+    return isinstance(config, dict) and "train" in config and "model_type" not in config
+
+
 def _is_training_run(folder: Path) -> bool:
-    """Whether a training command owns this folder, whose model goes to `model` inside it."""
     try:
-        value = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return _is_of_training(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return False
-    return isinstance(value, dict) and "train" in value and "model_type" not in value
 
 
 def _headers(folder: Path) -> tuple[dict[str, _Stored], list[str]]:

@@ -34,15 +34,12 @@ class Opinions:
 class Judged(Wrapper):
     """Another policy that sees likelihoods as scores. Made by `judged`.
 
-    Every step is drafted and judged; the other policy's `plan` is not asked. Its `draft_score`, `min_score` and `prod_score` are geometric means over the draft's tokens,
-    exp(`Observation.draft_loglik`), in [0, 1]; `scores`, which TRIM-Seq reads, stay empty.
+    Every step is drafted and judged; the other policy's `plan` is not asked. Its `draft_score` is
+    the geometric mean over the draft's tokens, exp(`Observation.draft_loglik`), in [0, 1], and its
+    `min_score` and `prod_score` are of those; `scores`, which TRIM-Seq reads, stay empty.
     """
 
     judges = True
-
-    @property
-    def name(self):
-        return self.policy.name
 
     def init(self, rows):
         one = jnp.ones([rows])
@@ -63,8 +60,7 @@ class Judged(Wrapper):
 
 def judged(policy: base.Policy) -> Judged:
     """`policy` on likelihoods; its variant is told by "-judged"."""
-    variant = f"{policy.variant}-judged".lstrip("-")
-    return Judged(policy.settings, policy.weights, policy, variant=variant)
+    return Judged.variant_of(policy, "judged")
 
 
 def on_scores(policy: Judged | LogLik) -> base.Policy:

@@ -19,10 +19,6 @@ from trim_jax.policies.wrapper import Wrapper
 class Takeover(Wrapper):
     """Another policy until the large model writes its first step. Made by `takeover`."""
 
-    @property
-    def name(self):
-        return self.policy.name
-
     def plan(self, dial, obs, state):
         return jnp.where(obs.large_tokens > 0, base.LARGE, self._inner.plan(dial, obs, state))
 
@@ -34,5 +30,4 @@ class Takeover(Wrapper):
 
 def takeover(policy: base.Policy) -> Takeover:
     """`policy`, handing over with its first intervention; its variant is told by "-takeover"."""
-    variant = f"{policy.variant}-takeover".lstrip("-")
-    return Takeover(policy.settings, policy.weights, policy, variant=variant)
+    return Takeover.variant_of(policy, "takeover")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 from trim_jax.policies import base
 
@@ -16,6 +17,16 @@ class Wrapper(base.Policy):
     """
 
     policy: base.Policy = base.Policy()
+
+    @classmethod
+    def variant_of(cls, policy: base.Policy, suffix: str) -> Self:
+        """`policy` in this wrapper, told from it by a variant that ends in `suffix`."""
+        variant = f"{policy.variant}-{suffix}".lstrip("-")
+        return cls(policy.settings, policy.weights, policy, variant=variant)
+
+    @property
+    def name(self):
+        return self.policy.name
 
     @property
     def parameter(self):

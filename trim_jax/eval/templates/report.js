@@ -303,7 +303,8 @@ class Viewer {
 
   score(label, meaning, value, threshold, rejected) {
     if (value === null) return null;
-    const description = `${meaning} ${value.toFixed(3)}` + (threshold === null ? "" : `, threshold ${threshold}`);
+    const description = `${meaning} ${value.toFixed(3)}`
+      + (threshold === null ? "" : `, threshold ${threshold}`);
     const bar = make("span", {class: "bar" + (rejected ? " rejected" : ""), role: "img",
       "aria-label": description});
     const fill = make("i");
