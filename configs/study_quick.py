@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
     config.sweep.validation = 150
     config.study.train = 600
     config.study.hard = 100
-    config.study.tune_rounds = 2
+    config.study.tune_rounds = 1
     config.study.tune_problems = 100
-    config.study.timed = 50
+    config.study.timed = 30
     return config
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trim_jax.models.qwen2 import KV, Qwen2
+from trim_jax.models.qwen2 import KV, Qwen2, take_rows
 
 
 BLOCK = 64  # slots that an extend reads of the past at a time
@@ -26,8 +26,8 @@ def view(kv: KV, index: jax.Array | None, length: int) -> KV:
             tuple(k[..., :length] for k in kv.k), tuple(v[:, :, :length] for v in kv.v)
         )
     return KV(
-        tuple(k.at[index, :, :, :length].get(mode="clip") for k in kv.k),
-        tuple(v.at[index, :, :length].get(mode="clip") for v in kv.v),
+        tuple(take_rows(k, index, 0, length, axis=3) for k in kv.k),
+        tuple(take_rows(v, index, 0, length, axis=2) for v in kv.v),
     )
 
 

@@ -188,17 +188,30 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     carry = _settle(config, carry)
     waiting = _waiting(carry.rows, config.kinds)
     full = jnp.minimum(waiting.sum(axis=1), config.rows)  # [kinds]
-    chosen = jnp.argmax(full)
+    # Steps rarely fill the last chunk that the PRM reads of them. Such ends gather until they are a
+    # full batch, which takes half a chunk; until then they only fill up batches of others.
+    half = config.extend_chunk // 2
+    ends = waiting[SCORE] & (work.unscored(carry.rows) <= half)
+    gathered = ends.sum() >= config.rows
+    larger = jnp.maximum(ends.sum(), waiting[SCORE].sum() - ends.sum())
+    chosen = jnp.argmax(full.at[SCORE].min(larger))
     carry = carry.replace(ticks=carry.ticks + 1)
     for at, kind in enumerate(config.kinds):
         here = (chosen == at) & (full[at] > 0)
+        chunk = {DECODE_LARGE: config.decode_chunk, DECODE_SMALL: config.decode_chunk, PEEK: 1}.get(
+            kind, config.extend_chunk
+        )
         # The shortest rows are served first: the last of them decides how much of the past is read.
         length = jnp.sort(jnp.where(waiting[at], carry.rows.length[:, _MODEL_OF[kind]], work.FAR))
         longest = length[jnp.maximum(full[at] - 1, 0)]
+        if kind == SCORE and half:
+            tile = Tile(config.rows, config.prm_context)
+            carry = _work(config, params, carry, here & gathered, ends, kind, at, tile, half)
+            here &= ~gathered
         for tile, fewer, shorter in _tiles(config, kind):
             fits = here & (full[at] > fewer) & (full[at] <= tile.rows)
             fits &= (longest > shorter) & (longest <= tile.past)
-            carry = _work(config, params, carry, fits, waiting[at], kind, at, tile)
+            carry = _work(config, params, carry, fits, waiting[at], kind, at, tile, chunk)
     return carry
 
 
@@ -238,9 +251,12 @@ def _waiting(rows: Rows, kinds: Iterable[int]) -> jax.Array:
 
 
 def _work(
-    config: LoopConfig, params, carry: Carry, fits, mask, kind: int, at: int, tile: Tile
+    config: LoopConfig, params, carry: Carry, fits, mask, kind: int, at: int, tile: Tile, chunk: int
 ) -> Carry:
-    """Run one kind of work, the `at`-th of the run, on the rows of `mask`, if `fits`."""
+    """Run one kind of work, the `at`-th of the run, on the rows of `mask`, if `fits`.
+
+    A row gets `chunk` tokens at most.
+    """
     index = _MODEL_OF[kind]
     model, own = Qwen2(config.models[index]), params[index]
 
@@ -248,21 +264,20 @@ def _work(
         rows, kv, counts = state
         if kind in (CATCH_UP_SMALL, CATCH_UP_LARGE):
             rows, kv, slots = work.catch_up(
-                model, own, kv, rows, mask, index, tile.rows, config.extend_chunk
+                model, own, kv, rows, mask, index, tile.rows, chunk
             )
         elif kind == SCORE:
             rows, kv, slots = work.score(
-                model, own, kv, rows, mask, config.tables.separator, tile.rows, config.extend_chunk
+                model, own, kv, rows, mask, config.tables.separator, tile.rows, chunk
             )
         elif kind == JUDGE:
             rows, kv, slots = work.judge(
-                model, own, kv, rows, mask, config.tables, tile.rows, config.extend_chunk
+                model, own, kv, rows, mask, config.tables, tile.rows, chunk
             )
         else:
-            peek = kind == PEEK
             rows, kv, slots = work.decode(
-                model, own, kv, rows, mask, index, tile, 1 if peek else config.decode_chunk,
-                config.tables, config.sampling, config.max_step_tokens, peek,
+                model, own, kv, rows, mask, index, tile, chunk, config.tables, config.sampling,
+                config.max_step_tokens, peek=kind == PEEK,
             )  # fmt: skip
         counted = jnp.concatenate([slots, jnp.ones([1], slots.dtype)]).astype(jnp.int32)
         return rows, kv, counts.at[0, at].add(counted)

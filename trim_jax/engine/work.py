@@ -32,19 +32,24 @@ class Tile(NamedTuple):
 
 
 def _chosen(
-    mask: jax.Array, length: jax.Array, count: int
+    mask: jax.Array, order: jax.Array, count: int
 ) -> tuple[jax.Array | None, jax.Array, jax.Array]:
-    """(cache index, row index, valid) of the up to `count` shortest rows of `mask` [B].
+    """(cache index, row index, valid) of the up to `count` rows of `mask` [B] first in `order` [B].
 
-    Rows of similar length together: a call costs what its longest row does. A count as large as
-    the batch takes every row where it stands (masking); a smaller one gathers (compaction).
+    By default the shortest: a call costs what its longest row does. A count as large as the batch
+    takes every row where it stands (masking); a smaller one gathers (compaction).
     """
     B = mask.shape[0]
     if count >= B:
         return None, jnp.arange(B), mask
-    order = jnp.argsort(jnp.where(mask, length, FAR))[:count]
-    index = jnp.where(mask[order], order, B)
+    first = jnp.argsort(jnp.where(mask, order, FAR))[:count]
+    index = jnp.where(mask[first], first, B)
     return index, index, index < B
+
+
+def unscored(rows: Rows) -> jax.Array:
+    """int32 [B], tokens of its stream that the PRM has not read."""
+    return rows.n_prm - rows.length[:, R.PRM]
 
 
 def read_before(rows: Rows) -> jax.Array:
@@ -96,10 +101,12 @@ def score(
     """The PRM reads up to `chunk` new tokens of its stream and scores the steps that end there.
 
     The n-th separator of the stream ends step n; the score of the last step is the draft's, and it
-    sends the row to its decision.
+    sends the row to its decision. Rows that fill no more than half of the chunk come last: where
+    many of them have gathered, the loop calls this with a chunk of that size.
     """
     B, M = rows.score.shape
-    index, row, valid = _chosen(mask, rows.length[:, R.PRM], count)
+    halved = unscored(rows) <= chunk // 2
+    index, row, valid = _chosen(mask, rows.length[:, R.PRM] + halved * (FAR // 2), count)
     get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
     length = get(rows.length[:, R.PRM])
     n_new = jnp.clip((get(rows.n_prm) - length) * valid, 0, chunk)
@@ -236,6 +243,9 @@ def decode(
             {"params": params}, s["token"][:, None], past, length, s["side"], i
         )
         token = sample(logits[:, 0], fold(keys, n_text + i), allowed, sampling)
+        # What is written depends on all that was read. Without this the compiler is free to write a
+        # layer's new keys before it reads the older ones, and copies the side buffer to be safe.
+        here = jnp.where(token.min() < 0, 0, i)
         full = s["draft_n"] + 1 >= max_step_tokens
         token = jnp.where(full, tables.delimiter, token)
         ended = active & is_eos[token]
@@ -256,7 +266,7 @@ def decode(
             newlines=keep(blank, s["newlines"]),
             ended=s["ended"] | ended,
             written=s["written"].at[:, i].set(token),
-            side=append(s["side"], new, i),
+            side=append(s["side"], new, here),
         )
 
     s = jax.lax.while_loop(go_on, write_token, state)

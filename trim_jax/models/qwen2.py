@@ -157,6 +157,31 @@ def attend(q, parts):
     return (sum(_mix(x, v) for x, (_, v, _) in zip(weights, parts)) / total).astype(q.dtype)
 
 
+def take_rows(past, index, start, size: int, axis: int):
+    """Slots `start`, ... of some rows of a cache.
+
+    Args:
+      past: [slots, K, H, S] or [slots, K, S, H]. index: int [R], rows; clamped.
+      start: int scalar. size: number of slots. axis: that of the slots, 3 or 2.
+
+    Returns:
+      [R, K, H, size] or [R, K, size, H].
+    """
+    single = past.shape[1] == 1
+    if single:  # a gather with an axis of one is followed by a copy into another layout
+        past, axis = past.reshape(past.shape[0], *past.shape[2:]), axis - 1
+    shape = [1, *past.shape[1:]]
+    shape[axis] = size
+
+    def row(i):
+        at = [jnp.int32(0)] * past.ndim
+        at[0], at[axis] = i, start
+        return jax.lax.dynamic_slice(past, at, shape)[0]
+
+    rows = jax.vmap(row)(index)
+    return rows[:, None] if single else rows
+
+
 def attend_in_blocks(q, new, past_k, past_v, index, past_length, block: int):
     """`attend` to a chunk of tokens and its past, of which only the filled blocks are read.
 
@@ -177,10 +202,7 @@ def attend_in_blocks(q, new, past_k, past_v, index, past_length, block: int):
     def read(past, start, axis):
         if index is None:
             return jax.lax.dynamic_slice_in_dim(past, start, block, axis)
-        shape = [1, *past.shape[1:]]
-        shape[axis] = block
-        at = lambda i: [jnp.where(a == 0, i, jnp.where(a == axis, start, 0)) for a in range(4)]  # noqa: E731
-        return jax.vmap(lambda i: jax.lax.dynamic_slice(past, at(i), shape)[0])(index)
+        return take_rows(past, index, start, block, axis)
 
     def add_block(i, state):
         top, total, out = state
