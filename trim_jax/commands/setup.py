@@ -38,10 +38,8 @@ def on_hosts(config: ConfigDict, command: Callable[[], None]) -> None:
         return
     _join(config.engine)
     if jax.process_index() == 0:
-        try:
+        with hosts.leading():
             command()
-        finally:
-            hosts.stop()
     else:
 
         def load() -> hosts.Loaded:

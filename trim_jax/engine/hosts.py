@@ -12,7 +12,9 @@ import contextlib
 import itertools
 import os
 import pickle
+import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -49,7 +51,7 @@ class Led:
     Attributes:
       numbers: names for machines. dropped: those that are gone, which the next message says:
         garbage may be collected in the middle of another.
-      torn: a message was cut short; nothing can be said any more.
+      torn: a message was cut short, or the devices failed; nothing can be said any more.
     """
 
     numbers: ClassVar[Iterator[int]] = itertools.count()
@@ -94,27 +96,35 @@ class Led:
             return getattr(self._machine, method)(*arguments)
 
 
-def stop() -> None:
-    """Dismiss the followers; the leader's last word.
+@contextlib.contextmanager
+def leading() -> Iterator[None]:
+    """Around all that the leader does: the followers are dismissed at its end, whatever happens.
 
-    Where it was interrupted amid a message there is none: the end of its process ends theirs.
+    But for a failure of the devices, which may be the death of a follower: JAX ends the others then.
     """
-    if not Led.torn:
-        with _message():
-            _tell(-1, STOP)
-        jax.distributed.shutdown()
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        Led.torn = True
+        raise
+    finally:
+        if not Led.torn:
+            with _message():
+                _tell(-1, STOP)
+                jax.distributed.shutdown()
 
 
 Loaded = tuple[tuple[ModelConfig, ModelConfig, ModelConfig], tuple[Any, Any, Any], Mesh]
 
 
 def serve(load: Callable[[], Loaded]) -> None:
-    """Follow the leader until it stops.
+    """Follow the leader until it stops; Ctrl-C is for the leader to heed.
 
     Args:
       load: returns configurations and parameters of the three models, and their mesh. If it raises a
         `TrimError`, the leader is told so, and raises it.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all its processes
     refusal, loaded = "", None
     try:
         loaded = load()
@@ -156,10 +166,19 @@ def _made(pickled: bytes, models: tuple, params: tuple, mesh: Mesh) -> Machine:
 
 @contextlib.contextmanager
 def _message() -> Iterator[None]:
-    """Around a message and all that the followers do for it."""
+    """Around a message and all that the followers do for it: Ctrl-C waits for its end."""
+    came: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()  # where alone signals are heard
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(1)) if in_main else None
     Led.torn = True
-    yield
-    Led.torn = False
+    try:
+        yield
+        Led.torn = False
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _tell(number: int, method: str, *arguments: Any) -> None:
