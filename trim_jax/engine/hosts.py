@@ -31,8 +31,9 @@ from trim_jax.errors import ConfigError, TrimError
 from trim_jax.models.qwen2 import ModelConfig
 
 MAKE, STOP = "make", "stop"  # what a message asks for, besides the methods of `Machine`
-SMALLEST = 2**12  # bytes of a message: each doubling is compiled once
-ANSWER = 1000  # bytes
+LETTER = 2**16  # bytes of a message that goes at once; of a longer one, the rest follows
+SIZE = 8  # bytes of its size, which comes first
+ANSWER = 1000  # bytes of an answer, at most
 
 
 def machine(config: LoopConfig, params: tuple[Any, Any, Any], mesh: Mesh | None) -> Machine | Led:
@@ -142,8 +143,8 @@ def serve(load: Callable[[], Loaded]) -> None:
             if loaded is not None:
                 try:
                     machines[number] = _made(*arguments, *loaded)
-                except Exception as error:  # whatever a module of the user's raises
-                    answer = f"{type(error).__name__}: {error}"
+                except TrimError as error:
+                    answer = str(error)
             _answers(answer)
         else:
             getattr(machines[number], method)(*arguments)
@@ -154,6 +155,8 @@ def _made(pickled: bytes, models: tuple, params: tuple, mesh: Mesh) -> Machine:
     sys.path.insert(0, os.getcwd())  # where a policy of the user's own is looked for, too
     try:
         config = pickle.loads(pickled)
+    except Exception as error:  # whatever a module of the user's raises
+        raise ConfigError(f"cannot read the policies: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     if config.models != models:
@@ -184,16 +187,22 @@ def _message() -> Iterator[None]:
 def _tell(number: int, method: str, *arguments: Any) -> None:
     """Ask the followers for a method of a machine; tell them which machines are gone."""
     dropped = [Led.dropped.popleft() for _ in range(len(Led.dropped))]
-    content = np.frombuffer(pickle.dumps((dropped, number, method, arguments)), np.uint8)
-    multihost_utils.broadcast_one_to_all(np.int32(len(content)))
-    multihost_utils.broadcast_one_to_all(_padded(content, _room(len(content))))
+    content = pickle.dumps((dropped, number, method, arguments))
+    content = np.frombuffer(len(content).to_bytes(SIZE) + content, np.uint8)
+    multihost_utils.broadcast_one_to_all(_padded(content[:LETTER], LETTER))
+    if len(content) > LETTER:
+        rest = content[LETTER:]
+        multihost_utils.broadcast_one_to_all(_padded(rest, _room(len(rest))))
 
 
 def _heard() -> tuple[list[int], int, str, tuple]:
     """What the leader tells."""
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
-    content = multihost_utils.broadcast_one_to_all(np.zeros(_room(size), np.uint8))
-    return pickle.loads(content[:size].tobytes())
+    content = multihost_utils.broadcast_one_to_all(np.zeros(LETTER, np.uint8))
+    size = SIZE + int.from_bytes(content[:SIZE].tobytes())
+    if size > LETTER:
+        rest = np.zeros(_room(size - LETTER), np.uint8)
+        content = np.concatenate([content, multihost_utils.broadcast_one_to_all(rest)])
+    return pickle.loads(content[SIZE:size].tobytes())
 
 
 def _answers(words: str) -> list[str]:
@@ -204,7 +213,8 @@ def _answers(words: str) -> list[str]:
 
 
 def _room(size: int) -> int:
-    return max(SMALLEST, 1 << (size - 1).bit_length())
+    """Bytes that are sent instead of `size`: each length is compiled once, so there are few."""
+    return max(LETTER, 1 << (size - 1).bit_length())
 
 
 def _padded(content: np.ndarray, size: int) -> np.ndarray:
