@@ -55,21 +55,23 @@ def ended(processes):
 
 
 def test_two_hosts_killed_and_resumed_write_what_one_writes(folders, tmp_path):  # noqa: F811
-    arguments = ["sweep", *flags(folders), *SMALL_ENGINE, "--config.data.limit=24",
-                 "--config.sweep.validation=2", "--config.seeds=0", "--config.sweep.bootstrap=20",
+    # Eight requests a chunk: two for each shard, so both processes have some.
+    arguments = ["sweep", *flags(folders), *SMALL_ENGINE, "--config.engine.chunk_problems=4",
+                 "--config.data.limit=40", "--config.seeds=0,1",
+                 "--config.sweep.validation=2", "--config.sweep.bootstrap=20",
                  "--config.sweep.thresholds=0.5", "--config.sweep.random=0.5",
                  "--config.sweep.oracle=false"]  # fmt: skip
     cache = tmp_path / "cache"
     processes = start(arguments, tmp_path / "two", 2, cache)
     chunks = tmp_path / "two" / "chunks"
-    while not (chunks / "00002.jsonl").exists() and processes[0].poll() is None:
+    while not (chunks / "00001.jsonl").exists() and processes[0].poll() is None:
         time.sleep(0.01)
     processes[0].terminate()
     codes, said = ended(processes)
     assert codes[0] == -signal.SIGTERM, said[0]
     assert codes[1] not in (0, 2), said[1]  # JAX does not let it wait for ever
     kept = sorted(chunks.glob("*.jsonl"))
-    assert 3 <= len(kept) < 12
+    assert 2 <= len(kept) < 10
 
     written = [path.stat().st_mtime_ns for path in kept]
     codes, said = ended(start(arguments, tmp_path / "two", 2, cache))
@@ -82,7 +84,7 @@ def test_two_hosts_killed_and_resumed_write_what_one_writes(folders, tmp_path): 
     # How many processes there were is all they differ in: bit for bit the same solutions.
     names = {"config.json", "provenance.json", "summary.json", "report.html"}
     assert {name for name in one if one[name] != two[name] and Path(name).name not in names} == set()
-    assert len(one["traces.jsonl"].splitlines()) >= 48
+    assert len(one["traces.jsonl"].splitlines()) >= 160
 
 
 # ---- What is said, with threads for processes and a log for a machine ----
