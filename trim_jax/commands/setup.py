@@ -53,7 +53,8 @@ def _join(engine: ConfigDict) -> None:
     """Make this process one of `engine.hosts`, before JAX touches a device."""
     # Its handler of SIGTERM would keep a process alive that is told to end.
     jax.config.update("jax_enable_preemption_service", False)
-    address, number = (os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "PROCESS_ID"))
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    number = os.environ.get("JAX_PROCESS_ID")
     try:
         if address and number:  # which differs by process, and so is no field of a config
             jax.distributed.initialize(address, engine.hosts, int(number))

@@ -101,7 +101,8 @@ class Led:
 def leading() -> Iterator[None]:
     """Around all that the leader does: the followers are dismissed at its end, whatever happens.
 
-    But for a failure of the devices, which may be the death of a follower: JAX ends the others then.
+    But for a failure of the devices, which may be the death of a follower: JAX then ends
+    the others.
     """
     try:
         yield
@@ -122,8 +123,8 @@ def serve(load: Callable[[], Loaded]) -> None:
     """Follow the leader until it stops; Ctrl-C is for the leader to heed.
 
     Args:
-      load: returns configurations and parameters of the three models, and their mesh. If it raises a
-        `TrimError`, the leader is told so, and raises it.
+      load: returns configurations and parameters of the three models, and their mesh. If it raises
+        a `TrimError`, the leader is told so, and raises it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all its processes
     refusal, loaded = "", None

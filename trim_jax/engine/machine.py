@@ -58,7 +58,9 @@ class Machine:
         run = functools.partial(loop.run, self.config, max_ticks=TICKS)
         if self.mesh is not None:
             rows, none = PartitionSpec(DATA), PartitionSpec()
-            wrap = functools.partial(jax.shard_map, mesh=self.mesh, axis_names={DATA}, check_vma=False)
+            wrap = functools.partial(
+                jax.shard_map, mesh=self.mesh, axis_names={DATA}, check_vma=False
+            )
             init = wrap(init, in_specs=(), out_specs=rows)
             run = wrap(run, in_specs=(none, none, rows), out_specs=rows)
         options = loop_options()
