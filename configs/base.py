@@ -67,6 +67,9 @@ def get_config() -> ConfigDict:
     config.engine.mesh_data = 1
     # Devices over which the heads of each model are split.
     config.engine.mesh_model = 1
+    # Hosts that the mesh spans, with one process each, all started with the same command. The first
+    # runs it, with all its files; the others lend it their devices. See launch/README.md.
+    config.engine.hosts = 1
 
     # Who writes a step. --config.policy=NAME is short for --config.policy.name=NAME.
     config.policy = ConfigDict()
@@ -211,6 +214,7 @@ RANGES = {
     "engine.chunk_problems": (1, None),
     "engine.mesh_data": (1, None),
     "engine.mesh_model": (1, None),
+    "engine.hosts": (1, None),
     "policy.threshold": (0.0, 1.0),
     "policy.p": (0.0, 1.0),
     "sweep.thresholds": (0.0, 1.0),

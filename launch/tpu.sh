@@ -29,8 +29,9 @@ usage: [SETTING=VALUE ...] launch/tpu.sh [--dry-run] COMMAND
   ssh 'SHELL COMMAND'   run something in the checkout on all workers
   run ARGUMENTS         start \`trim-jax ARGUMENTS\` on all workers, and leave it running there;
                         the same command again resumes a run that was stopped or preempted
+                        (of several workers it is one run, whose files are on worker 0)
   log                   follow what worker 0 prints, until the run ends; Ctrl-C leaves it running
-  stop                  end the run
+  stop                  end the run on all workers
   fetch PATH            copy a file or folder from worker 0 to the same place in this checkout
   delete [--yes]        delete the TPU VM with its disk, after a question
 
@@ -38,7 +39,7 @@ settings, from the environment, with their values now:
   ZONE=$ZONE (required)
   PROJECT_ID=$PROJECT_ID (empty: the project that gcloud is configured with)
   TPU_NAME=$TPU_NAME
-  ACCELERATOR_TYPE=$ACCELERATOR_TYPE (one host: v5litepod-8, v6e-8, v5p-8, v4-8, or smaller)
+  ACCELERATOR_TYPE=$ACCELERATOR_TYPE (one host: v5litepod-8; a slice of several: v5p-32)
   RUNTIME_VERSION=$RUNTIME_VERSION (follows from the accelerator type)
   SPOT=$SPOT (1: cheaper, may be preempted at any time)
   QUEUED=$QUEUED (1: wait in the queue for capacity instead of failing when there is none)
@@ -92,14 +93,9 @@ state() {
     if [[ -n $vm ]]; then echo "$vm"; else state_in queued-resources; fi
 }
 
-# trim-jax is one process on one machine; it neither fills nor reads chips of another host.
-one_host() {
-    local size=${ACCELERATOR_TYPE##*-}
-    [[ $ACCELERATOR_TYPE == v*-* && $size =~ ^[0-9]+$ ]] ||
+check_type() {
+    [[ $ACCELERATOR_TYPE == v*-* && ${ACCELERATOR_TYPE##*-} =~ ^[0-9]+$ ]] ||
         fail "ACCELERATOR_TYPE=$ACCELERATOR_TYPE is not of the form v5litepod-8"
-    # In every generation a host ends at 8: 8 cores (v2 to v4, v5p) or 8 chips (v5e, v6e).
-    [[ $size -le 8 ]] || fail "ACCELERATOR_TYPE=$ACCELERATOR_TYPE has several hosts, and trim-jax" \
-        "runs on one: choose 8 or less, such as v5litepod-8 (launch/README.md says why)"
 }
 
 request() {
@@ -127,7 +123,7 @@ remove() {
 }
 
 create() {
-    one_host
+    check_type
     local now
     while true; do
         now=$(state)
@@ -168,6 +164,14 @@ worker_lock() {
     flock --nonblock 9
 }
 
+# How many hosts the slice has, from the list that JAX reads too; one where there is no list.
+worker_hosts() {
+    local list=instance/attributes/worker-network-endpoints
+    { curl --silent --fail --header 'Metadata-Flavor: Google' \
+        "http://metadata.google.internal/computeMetadata/v1/$list" || true; } |
+        awk -F, 'END {print (NF ? NF : 1)}'
+}
+
 worker_setup() { # where to fetch from, which commit
     worker_lock || { echo "a run is under way: stop it first" >&2; exit 1; }
     export PATH="$HOME/.local/bin:$PATH"
@@ -180,19 +184,23 @@ worker_setup() { # where to fetch from, which commit
     [[ -d .venv ]] || uv venv --quiet --python 3.11
     uv pip install --quiet -e '.[tpu]'
     .venv/bin/python -c '
-import jax
+import sys, jax
+if sys.argv[1] != "1":
+    jax.distributed.initialize()
 kind, count = jax.devices()[0].device_kind, jax.device_count()
 if jax.default_backend() != "tpu":
     raise SystemExit(f"JAX finds no TPU here, only {kind}")
-if jax.process_count() > 1:
-    raise SystemExit("this slice has several hosts, and trim-jax runs on one")
-print(f"ready: {count} x {kind}")'
+print(f"ready: {count} x {kind}, hosts: {jax.process_count()}")' "$(worker_hosts)"
 }
 
 worker_run() { # arguments of trim-jax
     worker_lock || { echo "a run is under way: follow it with log, or stop it" >&2; exit 1; }
     [[ -x ~/trim_jax/.venv/bin/trim-jax ]] || { echo "run launch/tpu.sh setup first" >&2; exit 1; }
     cd ~/trim_jax
+    local hosts
+    hosts=$(worker_hosts)
+    [[ $hosts == 1 || " $*" == *" --config.engine.hosts="* ]] ||
+        set -- "$@" "--config.engine.hosts=$hosts"
     # In a session of its own it outlives this connection, and stop reaches all of its processes.
     # shellcheck disable=SC2016 # for the inner shell to expand
     setsid bash -c 'echo "== $0 $*"; .venv/bin/"$0" "$@"; echo "== ended with status $?"' \
@@ -221,7 +229,7 @@ on_workers() { # all or a number, a function from above, its arguments
     local which=$1
     shift
     tpus tpu-vm ssh "$TPU_NAME" --worker="$which" --command="set -euo pipefail
-$(declare -f worker_lock "$1")
+$(declare -f worker_lock worker_hosts "$1")
 $(quoted "$@")"
 }
 
@@ -242,7 +250,6 @@ setup() {
 }
 
 run() {
-    one_host
     [[ $# -gt 0 ]] || fail "run: give a command of trim-jax: launch/tpu.sh run sweep"
     on_workers all worker_run "$@"
     dry || say "started; launch/tpu.sh log follows it"

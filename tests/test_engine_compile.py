@@ -65,9 +65,9 @@ def test_solutions_come_while_requests_are_still_being_read(warm_engine):
 
 def test_caches_are_updated_in_place():
     """No program of the loop copies a whole cache: that costs more than the work itself."""
-    engine = shared_engine()
-    carry = jax.eval_shape(engine._init)
-    program = engine._run.lower(engine.params, engine._weights, carry).compile().as_text()
+    machine = shared_engine().machine
+    carry = jax.eval_shape(machine.init)
+    program = machine.run.lower(machine.params, machine.weights, carry).compile().as_text()
     for cache in jax.tree.leaves(carry.kv):
         shape = f"= f32[{','.join(map(str, cache.shape))}]"
         lines = [line for line in program.splitlines() if shape in line]

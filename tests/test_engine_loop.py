@@ -82,3 +82,13 @@ def test_cells_that_cannot_share_a_row_are_refused():
     for cells in ((), (Cells(0, 0, 2),)):
         with pytest.raises(ValueError, match="cannot share a row"):
             list(engine.run([dataclasses.replace(asked, cells=cells)]))
+
+
+def test_a_run_that_another_one_has_overtaken_says_so():
+    engine = shared_engine()
+    first = engine.run(requests(range(6)))
+    next(first)
+    list(engine.run(requests(range(1))))
+    with pytest.raises(RuntimeError, match="one run at a time"):
+        list(first)
+    assert_as_reference(by_setting(engine.run(requests(range(2)))))

@@ -86,13 +86,13 @@ def test_the_rest_of_a_solution_is_what_the_policy_decides_at_that_price(episode
 def test_prices_that_never_part_are_written_once_and_other_weights_need_no_new_engine(
     player, weights, episodes
 ):
-    before, compiled = player.solutions, player.engine._run._cache_size()
+    before, compiled = player.solutions, player.engine.machine.run._cache_size()
     assert 24 <= before < 72
     again = player.play(jax.tree.map(jnp.zeros_like, weights), PROBLEMS, 5, WAYS)
     # Without weights nothing is worth its tokens: the prices never part, and the ways only once.
     assert player.solutions - before <= 24
     np.testing.assert_array_equal(again.action[:, 0], again.action[:, 2])
-    assert player.engine._run._cache_size() == compiled
+    assert player.engine.machine.run._cache_size() == compiled
     np.testing.assert_array_equal(again.uniform, episodes.uniform)
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from trim_jax.config import FLAG, describe, load_config, load_module
-from trim_jax.errors import TrimError
+from trim_jax.errors import ConfigError, TrimError
 
 # Heavy imports stay inside the functions: `trim-jax --help` answers at once.
 
@@ -96,6 +96,9 @@ CONFIGURED: dict[str, tuple[Callable, str, str]] = {
     "recorded": (_recorded, "recorded", "study two real models on their recorded solutions"),
 }
 
+# Those that run all their models on the mesh, which may span hosts.
+ON_HOSTS = ("sweep", "study", "collect", "budget", "solve")
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -127,7 +130,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2: an error that the user can mend)."""
+    """Run one command; returns the exit status (2: an error that the user can mend).
+
+    Of several hosts, the status of the first is the command's; the others return 0 once it is over.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     overrides = [a for a in argv if a.startswith(FLAG)]
     parser = _parser()
@@ -145,10 +151,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.command == "solve" and not args.problem:
                 raise TrimError('solve: give the text of a problem: trim-jax solve "..."')
             config = load_config(args.config, overrides)
-            from trim_jax.commands.setup import enable_compilation_cache
+            hosts = config.get("engine", {}).get("hosts", 1)
+            if hosts > 1 and args.command not in ON_HOSTS:
+                raise ConfigError(f"engine.hosts is {hosts}: {args.command} runs on one host; only "
+                                  f"{', '.join(ON_HOSTS)} run on several")
+            from trim_jax.commands import setup
 
-            enable_compilation_cache()
-            function(config, args)
+            setup.enable_compilation_cache()
+            if args.command in ON_HOSTS:
+                setup.on_hosts(config, lambda: function(config, args))
+            else:
+                function(config, args)
     except TrimError as error:
         print(f"trim-jax: {error}", file=sys.stderr)
         return 2

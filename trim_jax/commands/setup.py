@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from trim_jax.api import Trio, load_trio
+from trim_jax.engine import hosts
 from trim_jax.engine.engine import Engine, EngineConfig
 from trim_jax.engine.sampling import Sampling
+from trim_jax.errors import ConfigError
 from trim_jax.policies.base import Policy
 from trim_jax.sharding import make_mesh
 
@@ -24,9 +26,72 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def on_hosts(config: ConfigDict, command: Callable[[], None]) -> None:
+    """Run a command on process 0 of `config.engine.hosts`; the others serve its engines meanwhile.
+
+    Raises:
+      ConfigError: JAX does not find as many processes, or their devices are not those of the mesh.
+        Besides, on process 0 what `command` raises; the others do not fail with it.
+    """
+    if config.engine.hosts == 1:
+        command()
+        return
+    _join(config.engine)
+    if jax.process_index() == 0:
+        with hosts.leading():
+            command()
+    else:
+
+        def load() -> hosts.Loaded:
+            trio = load_models(config)
+            return trio.models, trio.params, trio.mesh
+
+        hosts.serve(load)
+
+
+def _join(engine: ConfigDict) -> None:
+    """Make this process one of `engine.hosts`, before JAX touches a device."""
+    # Its handler of SIGTERM would keep a process alive that is told to end.
+    jax.config.update("jax_enable_preemption_service", False)
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    number = os.environ.get("JAX_PROCESS_ID")
+    try:
+        if address and number:  # which differs by process, and so is no field of a config
+            jax.distributed.initialize(address, engine.hosts, int(number))
+        else:
+            jax.distributed.initialize()
+    except ValueError as error:
+        raise ConfigError(
+            f"engine.hosts={engine.hosts}: JAX does not find the other hosts here ({error}); set "
+            "JAX_COORDINATOR_ADDRESS to HOST:PORT of the first, the same for all, and "
+            f"JAX_PROCESS_ID, from 0 to {engine.hosts - 1}"
+        ) from None
+    _check_processes(engine)
+    devices = engine.mesh_data * engine.mesh_model
+    if devices != jax.device_count():
+        raise ConfigError(
+            f"engine.hosts={engine.hosts}: engine.mesh_data times engine.mesh_model must be the "
+            f"number of all their devices, {jax.device_count()}; it is {devices}"
+        )
+
+
+def _check_processes(engine: ConfigDict) -> None:
+    if jax.process_count() != engine.hosts:
+        raise ConfigError(
+            f"engine.hosts is {engine.hosts}, and JAX finds {jax.process_count()}: set "
+            f"--config.engine.hosts={jax.process_count()}"
+        )
+
+
 def load_models(config: ConfigDict) -> Trio:
-    """The trio of `config.trio`, placed on the mesh of `config.engine`."""
+    """The trio of `config.trio`, placed on the mesh of `config.engine`.
+
+    Raises:
+      TrimError: a model cannot be used, the mesh has too many devices, or the hosts are others than
+        `config.engine.hosts`.
+    """
     engine = config.engine
+    _check_processes(engine)
     mesh = None
     if engine.mesh_data * engine.mesh_model > 1:
         mesh = make_mesh(engine.mesh_data, engine.mesh_model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any, Iterable, Iterator, NamedTuple, Sequence
@@ -12,11 +11,12 @@ from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from trim_jax.engine import loop
+from trim_jax.engine import hosts
 from trim_jax.engine import rows as R
-from trim_jax.engine.loop import Carry, LoopConfig
+from trim_jax.engine.loop import LoopConfig
+from trim_jax.engine.machine import TICKS, Seen
 from trim_jax.engine.rows import Rows
 from trim_jax.engine.sampling import Sampling, row_key
 from trim_jax.engine.tokens import TokenTables
@@ -24,9 +24,6 @@ from trim_jax.errors import ConfigError, DataError
 from trim_jax.models.qwen2 import ModelConfig
 from trim_jax.policies.base import Policy
 from trim_jax.sharding import DATA
-from trim_jax.xla import loop_options
-
-TICKS = 48  # of the loop between two looks by the host, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +128,7 @@ class Engine:
     Attributes:
       executed: int64 [kinds, 3], per kind of work (`LoopConfig.kinds`) the row-slots executed, those
         that did useful work, and the calls, summed over all runs of this engine.
+      machine: its device side.
     """
 
     def __init__(
@@ -153,7 +151,7 @@ class Engine:
         """
         c = config
         prm_context = c.max_context + c.max_steps + prm_extra
-        self.params, self.mesh, self.shards = params, mesh, mesh.shape[DATA] if mesh else 1
+        self.shards = mesh.shape[DATA] if mesh else 1
         # Halves of the context: a call reads less than twice the slots that its longest row fills.
         # And one size less than the smallest half, since the shortest rows are served first.
         halvings = range(max(1, int(math.log2(c.max_context / 192))), 0, -1)
@@ -182,21 +180,10 @@ class Engine:
         )
         self.executed = np.zeros([len(self.loop.kinds), 3], np.int64)
         self.ticks = 0
-        self._weights = tuple(policy.weights for policy in policies)
         self._first_cell = np.cumsum([0] + [len(policy.settings) for policy in policies])
-        self._carry: Carry | None = None
-        self._init, self._run = self._compile()
-
-    def _compile(self):
-        init = functools.partial(loop.initial_carry, self.loop)
-        run = functools.partial(loop.run, self.loop, max_ticks=TICKS)
-        if self.mesh is not None:
-            rows, none = PartitionSpec(DATA), PartitionSpec()
-            wrap = functools.partial(jax.shard_map, mesh=self.mesh, axis_names={DATA}, check_vma=False)
-            init = wrap(init, in_specs=(), out_specs=rows)
-            run = wrap(run, in_specs=(none, none, rows), out_specs=rows)
-        options = loop_options()
-        return jax.jit(init), jax.jit(run, donate_argnums=2, compiler_options=options)
+        self.machine = hosts.machine(self.loop, params, mesh)
+        self._idle = False  # whether the machine has caches, and nothing in them
+        self._latest = 0  # number of the run that was begun last
 
     def load_weights(self, policy: int, weights: Any) -> None:
         """Give a policy other weights, of the same shapes, for the runs that follow.
@@ -205,9 +192,10 @@ class Engine:
           ValueError: they are not of the shapes that this policy has.
         """
         shapes = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)  # noqa: E731
-        if shapes(weights) != shapes(self._weights[policy]):
-            raise ValueError(f"weights of policy {self.loop.policies[policy].name}: other shapes")
-        self._weights = (*self._weights[:policy], weights, *self._weights[policy + 1 :])
+        own = self.loop.policies[policy]
+        if shapes(weights) != shapes(own.weights):
+            raise ValueError(f"weights of policy {own.name}: other shapes")
+        self.machine.load_weights(policy, weights)
 
     def check(self, request: Request) -> None:
         """Refuse a request before it runs.
@@ -232,6 +220,10 @@ class Engine:
         """Solve every request; solutions come as they finish.
 
         The text of a solution depends on its request alone, never on the others in flight.
+
+        Raises:
+          DataError, ValueError: see `check`. ConfigError: a policy plans what it does not announce.
+          RuntimeError: another run of this engine was begun before the end of this one.
         """
         numbered: list[Request] = []
         source = iter(requests)
@@ -239,8 +231,10 @@ class Engine:
         queues: list[list[Rows]] = [[] for _ in range(self.shards)]
         exhausted = False
         finished: list[Rows] = []
-        carry = self._carry if self._carry is not None else self._init()
-        self._carry = None  # donated below; a run that raises starts afresh
+        seen: Seen | None = None
+        self.machine.begin(fresh=not self._idle)
+        self._idle = False  # until the end: what a run that raises has left is not gone on with
+        self._latest = own = self._latest + 1
         while True:
             while not exhausted and len(pending) < self.loop.queue * self.shards:
                 request = next(source, None)
@@ -254,16 +248,18 @@ class Engine:
                 for queue in queues:
                     if pending and len(queue) < self.loop.queue:
                         queue.append(pending.popleft())
-            if not any(queues) and not (np.asarray(carry.rows.phase) != R.FREE).any():
+            if not any(queues) and (seen is None or (np.asarray(seen.phase) == R.FREE).all()):
                 break
-            carry = self._call(carry, queues, more=bool(pending) or not exhausted)
+            seen = self._call(queues, more=bool(pending) or not exhausted)
             # The devices are at work: time to hand over what was finished before.
             for record in finished:
                 yield self._solution(record, numbered[int(record.item)])
-            for queue, head in zip(queues, np.asarray(carry.head)):
+            if self._latest != own:
+                raise RuntimeError("an engine does one run at a time, and another was begun")
+            for queue, head in zip(queues, np.asarray(seen.head)):
                 del queue[: int(head)]
-            executed = np.asarray(carry.work, np.int64).sum(axis=0)
-            ticks = int(np.asarray(carry.ticks).max())
+            executed = np.asarray(seen.work, np.int64).sum(axis=0)
+            ticks = int(np.asarray(seen.ticks).max())
             if ticks == TICKS and not executed.any():
                 raise ConfigError(
                     "no row goes on: a policy planned a peek or a judgement without the class "
@@ -272,27 +268,26 @@ class Engine:
             self.executed += executed
             self.ticks += ticks
             finished = []
-            for record in self._records(carry):
+            for record in self._records(np.asarray(seen.n_out)):
                 if record.spilled:
                     pending.appendleft(self._revived(record))
                 else:
                     finished.append(record)
+        self._idle = True
         for record in finished:
             yield self._solution(record, numbered[int(record.item)])
-        self._carry = carry
 
-    def _call(self, carry: Carry, queues: list[list[Rows]], more: bool) -> Carry:
+    def _call(self, queues: list[list[Rows]], more: bool) -> Seen:
         blank = jax.tree.map(lambda x: x[0], self.loop.blank(1))
-        filled = [q + [blank] * (self.loop.queue - len(q)) for q in queues]
-        queue = jax.tree.map(lambda *xs: np.stack(xs), *[row for q in filled for row in q])
-        tail = np.array([len(q) for q in queues], np.int32)
-        carry = loop.host_carry(carry, *self._place((queue, tail, np.full(self.shards, more))))
-        return self._run(self.params, self._weights, carry)
-
-    def _place(self, tree: Any) -> Any:
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(DATA)))
+        rows = [blank, *(row for queue in queues for row in queue)]
+        index = np.zeros([self.shards, self.loop.queue], np.int32)  # the blank one, and then
+        first = 1
+        for places, queue in zip(index, queues):
+            places[: len(queue)] = np.arange(first, first + len(queue))
+            first += len(queue)
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *rows)
+        tail = np.array([len(queue) for queue in queues], np.int32)
+        return self.machine.call(stacked, index.reshape(-1), tail, more)
 
     def _item(self, request: Request, number: int) -> Rows:
         row = jax.tree.map(lambda x: np.array(x[0]), self.loop.blank(1))
@@ -319,11 +314,10 @@ class Engine:
             length=zero(record.length), hits=zero(record.hits), spilled=zero(record.spilled)
         )
 
-    def _records(self, carry: Carry) -> Iterator[Rows]:
-        counts = np.asarray(carry.n_out)
+    def _records(self, counts: np.ndarray) -> Iterator[Rows]:
         if not counts.any():
             return
-        out = jax.device_get(carry.out)
+        out = self.machine.out()
         for shard, count in enumerate(counts):
             begin = shard * self.loop.out
             for i in range(begin, begin + int(count)):

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-OFF = jnp.float32(-1e30)  # added to the scores of slots that must not be seen
+OFF = np.float32(-1e30)  # added to the scores of slots that must not be seen
 
 
 def _scores(q, k, mask):
