@@ -233,10 +233,15 @@ def test_a_module_of_the_users_own_is_found_as_the_leader_finds_it(monkeypatch, 
 
 def test_ctrl_c_waits_for_the_end_of_a_message():
     done = []
-    with pytest.raises(KeyboardInterrupt):
-        with hosts._message():
-            signal.raise_signal(signal.SIGINT)
-            done.append(1)
+    # A shell starts its background jobs with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with hosts._message():
+                signal.raise_signal(signal.SIGINT)
+                done.append(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done and not hosts.Led.torn
 
 
