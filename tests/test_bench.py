@@ -144,7 +144,7 @@ def test_bench_end_to_end(arith_folders, capsys):
         assert measured["ratio"]["trim_jax, 16 in flight"] == pytest.approx(ours / theirs)
     assert measured["programs"].keys() == programs
     assert all(len(entry["seconds"]) == 2 for entry in measured["programs"].values())
-    assert 0 < measured["floor"]["share"] < 1
+    assert measured["floor"]["share"] > 0  # of runs of milliseconds it may be above 1
     memory = result["memory"]
     assert (memory["problems"], memory["more_problems"]) == (4, 16)
     assert 0 <= memory["growth_mb"] < 30 < memory["peak_mb"]

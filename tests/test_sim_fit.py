@@ -120,3 +120,14 @@ def test_lengths_are_cut_where_rightness_changes():
 def test_entries_stand_for_a_sample():
     np.testing.assert_array_equal(tables.entries(np.array([3, 1, 2, 2]), 4), [1, 2, 2, 3])
     assert np.mean(tables.entries(np.r_[np.zeros(75), np.ones(25)])) == 0.25
+
+
+def test_one_odd_score_stays_one_odd_score():
+    # Of 2,000 right steps one has a score near 0; a straight line to it would be half the tail.
+    score = np.sort(np.append(np.random.default_rng(0).uniform(0.97, 1, 1999), 0.01))
+    reached = (np.arange(2000) + 0.5) / 2000
+    table = tables._quantiles(lambda share: np.interp(share, reached, score))
+    assert np.all(np.diff(table) >= 0)
+    assert np.trapezoid(table, dx=1 / tables.QUANTILES) == pytest.approx(score.mean(), abs=2e-4)
+    drawn = np.interp(np.random.default_rng(1).random(100_000), np.linspace(0, 1, len(table)), table)
+    assert (drawn < 0.6).mean() < 0.001

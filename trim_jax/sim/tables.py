@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -128,11 +130,24 @@ def score_tables(
     for at in np.ndindex(*shape):
         weight = _cell_weights(where, at, pseudo)
         reached = np.cumsum(weight)
-        # Mid-points of the steps of the distribution function, its ends held at the extremes.
-        used = weight > 0
-        middle = (reached - weight / 2)[used] / reached[-1]
-        out[at] = np.interp(np.arange(QUANTILES + 1) / QUANTILES, middle, score[used])
+        # Mid-points of the steps of the distribution function.
+        middle = (reached - weight / 2) / reached[-1]
+        out[at] = _quantiles(lambda share, middle=middle: np.interp(share, middle, score))
     return out, pseudo
+
+
+def _quantiles(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """[Q + 1] quantiles 0, 1/Q, ..., 1 of a quantile function.
+
+    The first and the last are not the extremes: a straight line from a single odd score would make
+    half of the tail odd. They are where it has the mean of the tail.
+    """
+    out = function(np.arange(QUANTILES + 1) / QUANTILES)
+    parts = (np.arange(64) + 0.5) / 64 / QUANTILES
+    for end, inner, tail in ((0, 1, parts), (-1, -2, 1 - parts)):
+        low, high = sorted((out[end], out[inner]))
+        out[end] = np.clip(2 * function(tail).mean() - out[inner], low, high)
+    return out
 
 
 def _cell_weights(where: np.ndarray, at: tuple[int, ...], pseudo: float) -> np.ndarray:
