@@ -14,6 +14,7 @@ from trim_jax.models.qwen2 import KV, ModelConfig, Qwen2, empty_kv
 
 LM = ModelConfig(29, 32, 2, 4, 2, 8, 40)
 PRM = ModelConfig(29, 32, 2, 4, 4, 8, 40, head="prm")
+SINGLE = ModelConfig(29, 32, 2, 4, 1, 8, 40)  # one key-value head: gathered in another way
 ROWS, SIZE, SMALLER, CHUNK = 5, 24, 16, 4
 SIDE = 3  # tokens of a decoding chain
 
@@ -101,7 +102,7 @@ class Texts:
             del self.rows[row][self.rng.integers(0, len(self.rows[row]) + 1) :]
 
 
-@pytest.mark.parametrize("config", [LM, PRM], ids=["lm", "prm"])
+@pytest.mark.parametrize("config", [LM, PRM, SINGLE], ids=["lm", "prm", "single head"])
 @pytest.mark.parametrize("seed", range(2))
 def test_any_sequence_is_one_full_forward_pass(config, seed):
     texts = Texts(config, seed)

@@ -57,6 +57,14 @@ def test_without_forks_what_is_charged_is_what_was_executed(policy):
     assert (slots >= used).all() and ((slots > 0) == (calls > 0)).all()
 
 
+def test_short_ends_of_the_prms_stream_take_half_of_a_call():
+    slots, used, calls = run([THR], share="nothing")[2][loop.SCORE]
+    size = shared_engine().loop
+    call = size.rows * size.extend_chunk
+    assert calls * call // 2 < slots < calls * call and slots % (call // 2) == 0
+    assert used <= slots
+
+
 def test_forks_share_work_that_each_of_them_pays_for():
     apart, charged, executed_apart = run([THR, RANDOM], share="nothing")
     forked, ledger, executed = run([THR, RANDOM])

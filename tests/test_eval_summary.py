@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trim_jax.errors import ResultError
+from trim_jax.eval.choice import choose_policy
 from trim_jax.eval.summary import choose_setting, find_anchor, summarise
 from trim_jax.eval.traces import PolicySpec, load_result, tables
 from trim_jax.results import dumps
@@ -111,6 +112,14 @@ def test_mean_dibc_over_common_targets(summary):
                                             random["mean_dibc"]["targets_reached"])
     if summary["common_targets"] == thr["mean_dibc"]["targets_reached"]:
         assert thr["mean_dibc_common"]["value"] == pytest.approx(thr["mean_dibc"]["value"])
+
+
+def test_the_best_policy_is_chosen_on_validation(result, summary):
+    names = [n for n, p in summary["policies"].items() if p["role"] == "policy"]
+    chosen = summary["paired"]["chosen"]["step"]
+    want = choose_policy(tables(result.validation), names)
+    assert (chosen["policy"], chosen["validation_apgr"]) == want
+    assert choose_policy(tables(result), names)[1] != want[1]  # else it tests nothing
 
 
 def test_operating_point_is_chosen_on_validation(result, summary):

@@ -306,10 +306,12 @@ def test_side_buffer_at_ragged_offsets():
         np.testing.assert_allclose(ours[:, :, :6], theirs, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("head", ["lm", "prm"])
-def test_blocks_of_the_past_change_nothing(head):
+def test_blocks_of_the_past_change_nothing(head, kv_heads):
     """A past read block by block, whatever its length, in place or out of other rows of a cache."""
-    config = dataclasses.replace(SHAPES["untied-4kv-theta-eps"], head=head)
+    shape = SHAPES["untied-4kv-theta-eps"]
+    config = dataclasses.replace(shape, head=head, kv_heads=kv_heads)
     params, rng = lively(config), np.random.default_rng(1)
     cache = Cache(config, params, rows=5, size=20)
     cache.extend(rng.integers(0, config.vocab, (5, 19)), np.array([19, 0, 8, 9, 1]))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from trim_jax import results
 from trim_jax.errors import ResultError
 from trim_jax.results import ResultFolder, atomic_write, dumps
 
@@ -216,6 +217,20 @@ def test_killed_while_writing_and_resumed_gives_the_same_files(tmp_path):
     assert files_of(tmp_path / "killed") == whole
     timings = json.loads((tmp_path / "killed" / "timings.json").read_text())
     assert sorted(timings["chunks"]) == [str(index) for index in range(10)]
+
+
+def test_the_file_that_marks_a_chunk_as_done_is_written_last(tmp_path, monkeypatch):
+    written = []
+    write = results.atomic_write
+
+    def note_and_write(path, pieces):
+        written.append(path.name)
+        write(path, pieces)
+
+    monkeypatch.setattr(results, "atomic_write", note_and_write)
+    with open_folder(tmp_path) as folder:
+        folder.write_chunk(0, [{"x": 1}], {"executed": 1})
+    assert written[-2:] == ["00000.json", "00000.jsonl"]
 
 
 def test_half_written_files_are_ignored_and_removed(tmp_path):

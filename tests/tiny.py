@@ -341,7 +341,8 @@ def margin(reference: Reference, text: Sequence[int], request: Request, writer: 
     chance = np.exp(values - values[0])
     chance /= chance.sum()
     order = order[np.cumsum(chance) - chance < sampling.top_p]
-    key = fold(fold(row_key(request.seed, request.problem_id), np.uint32(writer)), len(text))
+    key = fold(row_key(request.seed, request.problem_id), np.uint32(writer))
+    key = fold(key, np.uint32(len(text)))
     noise = -np.log(-np.log(np.asarray(uniform(fold(key, jnp.asarray(order, jnp.uint32))))))
     best = np.sort(logits[order] / sampling.temperature + noise)[::-1]
     return float(best[0] - best[1]) if len(best) > 1 else float("inf")

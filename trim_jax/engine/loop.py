@@ -29,6 +29,7 @@ from trim_jax.policies.base import Policy
 # Kinds of work, in the order of preference where two have equally full batches waiting.
 CATCH_UP_SMALL, CATCH_UP_LARGE, SCORE, DECODE_LARGE, DECODE_SMALL, PEEK, JUDGE = range(7)
 _MODEL_OF = (R.SMALL, R.LARGE, R.PRM, R.LARGE, R.SMALL, R.SMALL, R.LARGE)
+_DECODING = (DECODE_LARGE, DECODE_SMALL)
 # What every run does, and what it does only where one of its policies asks for it.
 WORK = ("catch_up_small", "catch_up_large", "score", "decode_large", "decode_small")
 ASKED_FOR = {PEEK: "peek", JUDGE: "judge"}
@@ -198,9 +199,6 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     carry = carry.replace(ticks=carry.ticks + 1)
     for at, kind in enumerate(config.kinds):
         here = (chosen == at) & (full[at] > 0)
-        chunk = {DECODE_LARGE: config.decode_chunk, DECODE_SMALL: config.decode_chunk, PEEK: 1}.get(
-            kind, config.extend_chunk
-        )
         # The shortest rows are served first: the last of them decides how much of the past is read.
         length = jnp.sort(jnp.where(waiting[at], carry.rows.length[:, _MODEL_OF[kind]], work.FAR))
         longest = length[jnp.maximum(full[at] - 1, 0)]
@@ -208,6 +206,7 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
             tile = Tile(config.rows, config.prm_context)
             carry = _work(config, params, carry, here & gathered, ends, kind, at, tile, half)
             here &= ~gathered
+        chunk = config.decode_chunk if kind in _DECODING else config.extend_chunk
         for tile, fewer, shorter in _tiles(config, kind):
             fits = here & (full[at] > fewer) & (full[at] <= tile.rows)
             fits &= (longest > shorter) & (longest <= tile.past)
@@ -222,7 +221,7 @@ def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int, int]]:
     than there is, and few rows read little.
     """
     end = config.prm_context if kind == SCORE else config.context
-    sizes = config.past_sizes if kind in (DECODE_LARGE, DECODE_SMALL) else ()
+    sizes = config.past_sizes if kind in _DECODING else ()
     sizes = [*(size for size in sizes if size < end), end]
     rows = [config.tail_rows]
     while rows[-1] < config.rows:
@@ -275,9 +274,10 @@ def _work(
                 model, own, kv, rows, mask, config.tables, tile.rows, chunk
             )
         else:
+            peek = kind == PEEK
             rows, kv, slots = work.decode(
-                model, own, kv, rows, mask, index, tile, chunk, config.tables, config.sampling,
-                config.max_step_tokens, peek=kind == PEEK,
+                model, own, kv, rows, mask, index, tile, 1 if peek else chunk, config.tables,
+                config.sampling, config.max_step_tokens, peek,
             )  # fmt: skip
         counted = jnp.concatenate([slots, jnp.ones([1], slots.dtype)]).astype(jnp.int32)
         return rows, kv, counts.at[0, at].add(counted)
