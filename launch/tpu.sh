@@ -199,8 +199,12 @@ worker_run() { # arguments of trim-jax
     cd ~/trim_jax
     local hosts
     hosts=$(worker_hosts)
-    [[ $hosts == 1 || " $*" == *" --config.engine.hosts="* ]] ||
-        set -- "$@" "--config.engine.hosts=$hosts"
+    if [[ $hosts != 1 && " $*" != *" --config.engine.hosts="* ]]; then
+        case $1 in
+            report | data | recorded) ;; # they route nothing
+            *) set -- "$@" "--config.engine.hosts=$hosts" ;;
+        esac
+    fi
     # In a session of its own it outlives this connection, and stop reaches all of its processes.
     # shellcheck disable=SC2016 # for the inner shell to expand
     setsid bash -c 'echo "== $0 $*"; .venv/bin/"$0" "$@"; echo "== ended with status $?"' \

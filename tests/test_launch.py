@@ -263,8 +263,9 @@ def test_setup_run_log_fetch(play):
 
 
 @pytest.mark.parametrize("given,arguments", [
-    ([], ["--config.engine.hosts=4"]),
-    (["--config.engine.hosts=2"], ["--config.engine.hosts=2"]),
+    (["sweep"], ["sweep", "--config.engine.hosts=4"]),
+    (["sweep", "--config.engine.hosts=2"], ["sweep", "--config.engine.hosts=2"]),
+    (["report", "results/run"], ["report", "results/run"]),  # routes nothing
 ])  # fmt: skip
 def test_on_a_slice_of_several_hosts_each_is_told_how_many_there_are(play, given, arguments):
     (play.folder / "endpoints").write_text("10.0.0.1,10.0.0.2,10.0.0.3,10.0.0.4")
@@ -272,9 +273,9 @@ def test_on_a_slice_of_several_hosts_each_is_told_how_many_there_are(play, given
     assert play.changes() == ["tpu-vm create trim-jax --accelerator-type=v5p-32 "
                               "--version=v2-alpha-tpuv5"]
     play.tpu("setup")
-    play.tpu("run", "sweep", "--config.engine.mesh_data=16", *given)
+    play.tpu("run", *given)
     written = wait_for(play.worker / "trim_jax/results/run/arguments").split()
-    assert written == ["sweep", "--config.engine.mesh_data=16", *arguments]
+    assert written == arguments
     play.calls()
     play.tpu("stop")
     assert "--worker=all" in play.calls()[0]

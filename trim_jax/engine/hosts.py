@@ -74,6 +74,7 @@ class Led:
             said = _answers("")
         refusals = [f"host {i}: {words}" for i, words in enumerate(said) if words]
         if refusals:
+            Led.dropped.append(self._number)  # by those that did make it
             raise ConfigError("; ".join(refusals))
         self._machine = Machine(config, params, mesh)
         weakref.finalize(self, Led.dropped.append, self._number)
@@ -136,7 +137,7 @@ def serve(load: Callable[[], Loaded]) -> None:
     while True:
         dropped, number, method, arguments = _heard()
         for gone in dropped:
-            del machines[gone]
+            machines.pop(gone, None)  # it may be one that this host could not make
         if method == STOP:
             break
         if method == MAKE:

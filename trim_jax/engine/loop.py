@@ -190,7 +190,8 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     waiting = _waiting(carry.rows, config.kinds)
     full = jnp.minimum(waiting.sum(axis=1), config.rows)  # [kinds]
     # Steps rarely fill the last chunk that the PRM reads of them. Such ends gather until they are a
-    # full batch, which takes half a chunk; until then they only fill up batches of others.
+    # full batch, which takes half a chunk; until then they fill up batches of others. So that they
+    # do gather, the larger of the two groups counts, not their sum.
     half = config.extend_chunk // 2
     ends = waiting[SCORE] & (work.unscored(carry.rows) <= half)
     gathered = ends.sum() >= config.rows

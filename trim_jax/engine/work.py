@@ -36,8 +36,8 @@ def _chosen(
 ) -> tuple[jax.Array | None, jax.Array, jax.Array]:
     """(cache index, row index, valid) of the up to `count` rows of `mask` [B] first in `order` [B].
 
-    By default the shortest: a call costs what its longest row does. A count as large as the batch
-    takes every row where it stands (masking); a smaller one gathers (compaction).
+    Callers put the shortest first, since a call costs what its longest row does. A count as large
+    as the batch takes every row where it stands (masking); a smaller one gathers (compaction).
     """
     B = mask.shape[0]
     if count >= B:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -132,21 +130,22 @@ def score_tables(
         reached = np.cumsum(weight)
         # Mid-points of the steps of the distribution function.
         middle = (reached - weight / 2) / reached[-1]
-        out[at] = _quantiles(lambda share, middle=middle: np.interp(share, middle, score))
+        out[at] = _quantiles(middle, score)
     return out, pseudo
 
 
-def _quantiles(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """[Q + 1] quantiles 0, 1/Q, ..., 1 of a quantile function.
+def _quantiles(share: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """[Q + 1] quantiles 0, 1/Q, ..., 1 of the quantile function through `share` and `score` [N].
 
     The first and the last are not the extremes: a straight line from a single odd score would make
     half of the tail odd. They are where it has the mean of the tail.
     """
-    out = function(np.arange(QUANTILES + 1) / QUANTILES)
+    out = np.interp(np.arange(QUANTILES + 1) / QUANTILES, share, score)
     parts = (np.arange(64) + 0.5) / 64 / QUANTILES
     for end, inner, tail in ((0, 1, parts), (-1, -2, 1 - parts)):
         low, high = sorted((out[end], out[inner]))
-        out[end] = np.clip(2 * function(tail).mean() - out[inner], low, high)
+        mean = np.interp(tail, share, score).mean()
+        out[end] = np.clip(2 * mean - out[inner], low, high)
     return out
 
 
