@@ -179,7 +179,7 @@ def add_study(config: ConfigDict) -> None:
         "seq", "rsd", "glimp", "loglik",
     )  # fmt: skip
     # Settings of the policies with a price: tokens of the large model that a right answer is worth.
-    config.study.worths = (15, 25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 2500, 4000)
+    config.study.worths = (25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 3000, 6000, 16000)
     # Rounds of the tuned policies; after each, what they have learned is measured.
     config.study.tune_rounds = 4
     # Problems of policy_train that a round of tuning plays; as many others are held out to measure.

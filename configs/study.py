@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.out = "results/arith-study"
     config.data.limit = None
-    config.sweep.validation = 500
+    config.sweep.validation = 1000
     del config["policy"]
 
     config.engine.chunk_problems = 50
