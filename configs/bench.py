@@ -1,10 +1,10 @@
-"""Speed and size: routed throughput against transformers, the routed floor, memory, the simulator.
+"""Speed and size: against transformers, the routed floor, memory, shared steps, the simulator.
 
     trim-jax bench
     trim-jax bench --config.bench.parts=simulator       # its steps a second alone, some seconds
 
 The two programs run the same weights on the same machine, in turns, and the best of the repeats
-counts. Quote the ratios of one run; the rates themselves belong to the machine. Takes some minutes.
+counts. Quote the ratios of one run; the rates themselves belong to the machine. Takes 20 minutes.
 """
 
 from ml_collections import ConfigDict
@@ -21,9 +21,10 @@ def get_config() -> ConfigDict:
 
     # What is measured.
     config.bench = ConfigDict()
-    # Which parts: throughput (with the floor), memory, simulator, and main_job, which times the
-    # whole of `trim-jax sweep` in a process of its own.
-    config.bench.parts = ("throughput", "memory", "simulator")
+    # Which parts: throughput (with the floor), memory, sharing, which times all thresholds in one
+    # run against a run for each, simulator, and main_job, which times the whole of
+    # `trim-jax sweep` in a process of its own.
+    config.bench.parts = ("throughput", "memory", "sharing", "simulator")
     # Batch sizes: rows a model call works on. Each is run with as many solutions in flight, and
     # with eight times as many.
     config.bench.batches = (64, 8)
@@ -44,4 +45,4 @@ RANGES = {
     "bench.threshold": (0.0, 1.0),
 }
 
-CHOICES = {"bench.parts": ("throughput", "memory", "simulator", "main_job")}
+CHOICES = {"bench.parts": ("throughput", "memory", "sharing", "simulator", "main_job")}

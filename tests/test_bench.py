@@ -151,10 +151,15 @@ def test_bench_end_to_end(arith_folders, capsys):
     memory = result["memory"]
     assert (memory["problems"], memory["more_problems"]) == (4, 16)
     assert 0 <= memory["growth_mb"] < 30 < memory["peak_mb"]
+    shared = result["sharing"]
+    assert (shared["problems"], shared["settings"]) == (8, 21)
+    assert 8 <= shared["histories"] <= 8 * 21
+    assert len(shared["together"]) == 2 and {len(each) for each in shared["apart"]} == {2}
+    assert shared["ratio"] * min(shared["together"]) == pytest.approx(sum(map(min, shared["apart"])))
     assert result["simulator"]["bare"]["best"] > 0 and "main_job" not in result
     printed = capsys.readouterr().out
     assert "routed floor" in printed and "compilations after warm-up: 0" in printed
-    assert "million steps a second" in printed
+    assert "million steps a second" in printed and "21 thresholds on 8 problems" in printed
 
 
 def test_one_part_alone(arith_folders):

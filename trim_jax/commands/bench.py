@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from trim_jax import provenance
-from trim_jax.bench import floor, footprint, throughput
+from trim_jax.bench import floor, footprint, sharing, throughput
 from trim_jax.commands import setup
 from trim_jax.errors import ResultError
 from trim_jax.results import atomic_write, dumps
@@ -22,7 +22,8 @@ def run(config: ConfigDict) -> dict[str, Any]:
 
     Returns:
       The content of bench.json: config, provenance, and the parts asked for: throughput (one entry
-      a batch size, see `throughput.measure`), memory, simulator (`speed.measure`), main_job.
+      a batch size, see `throughput.measure`), memory, sharing (`sharing.measure`), simulator
+      (`speed.measure`), main_job.
 
     Raises:
       TrimError: the trio, the problems or the folder cannot be used.
@@ -69,6 +70,7 @@ def _job_table(job: dict[str, float]) -> str:
 # The parts that need no routed problems of this process: how each is measured and shown.
 _PARTS = {
     "memory": (footprint.memory_growth, _memory_table),
+    "sharing": (sharing.measure, sharing.table),
     "simulator": (lambda config: speed.measure(config.bench.repeats), speed.table),
     "main_job": (footprint.main_job, _job_table),
 }
