@@ -10,7 +10,7 @@ from trim_jax.sim.env import rollout
 
 def test_the_timed_process_is_a_working_one():
     process = speed.arith_sized()
-    assert process.scores.shape == (2, 3, 13, 4, 129) and process.max_steps == 30
+    assert process.scores.shape == (2, 3, 13, 16, 129) and process.max_steps == 30
     assert (np.diff(process.scores, axis=-1) >= 0).all()
     found = rollout(process, Threshold((0.5,)), jax.random.key(0), 4000, (0.0, 0.5, 1.0))
     assert 0.1 < found.accuracy[0] < found.accuracy[1] - 0.1

@@ -99,15 +99,19 @@ def _read(table: jax.Array, *at: jax.Array) -> jax.Array:
     return table.reshape(-1).at[flat].get(mode="promise_in_bounds")
 
 
-def _score(process: Process, writer: int, latent, kind, min_score, u) -> jax.Array:
+def _bin(values: jax.Array, edges: jax.Array) -> jax.Array:
+    """int32 [B], (values >= edges).sum() of each row."""
+    return sum((values >= edges[i] for i in range(len(edges))), jnp.zeros_like(values, jnp.int32))
+
+
+def _score(process: Process, writer: int, latent, state: State, u) -> jax.Array:
     """The score at quantile `u` [B] of its cell."""
-    cell = jnp.zeros_like(kind)
-    for i in range(process.min_edges.shape[0]):
-        cell += min_score >= process.min_edges[i]
+    cell = _bin(state.n_steps, process.length_edges) * (len(process.min_edges) + 1)
+    cell += _bin(state.min_score, process.min_edges)
     table = process.scores[writer]
     x = u * (table.shape[3] - 1)
     low = x.astype(jnp.int32)
-    below, above = (_read(table, latent, kind, cell, low + i) for i in range(2))
+    below, above = (_read(table, latent, state.kind, cell, low + i) for i in range(2))
     return below + (x - low) * (above - below)
 
 
@@ -132,7 +136,7 @@ def _draft(process: Process, state: State, wrong: jax.Array) -> State:
     u = noise.high16(text)
     return state.replace(
         latent=latent,
-        draft_score=_score(process, SMALL, latent, kind, state.min_score, u),
+        draft_score=_score(process, SMALL, latent, state, u),
         draft_tokens=_read(process.draft_tokens, kind, noise.low8(text)).astype(jnp.int32),
     )
 
@@ -194,12 +198,14 @@ def _rewrite(process: Process, state: State) -> tuple[jax.Array, jax.Array, jax.
     """The large model's step t: is it (and all before it) right, its score, its tokens."""
     luck = noise.bits(state.key, state.t, noise.STRONG)
     text = noise.bits(state.key, state.t, noise.STRONG_TEXT)
-    draft_wrong = state.latent == S2
-    harder = process.draft_wrong[0] + process.draft_wrong[1] * state.draft_score
-    logit = _right(process, LARGE, state) - jnp.where(draft_wrong, harder, 0.0)
+    harder = jnp.where(
+        state.latent == S2, process.draft_wrong[0] + process.draft_wrong[1] * state.draft_score,
+        process.draft_doubted * (1 - state.draft_score),
+    )  # fmt: skip
+    logit = _right(process, LARGE, state) - harder
     right = _happens(logit, noise.uniform(luck)) & (state.latent != S1)
     latent = jnp.where(state.latent == S1, S1, jnp.where(right, S0, S2))
-    score = _score(process, LARGE, latent, state.kind, state.min_score, noise.high16(text))
+    score = _score(process, LARGE, latent, state, noise.high16(text))
     repeats = _read(process.same, latent) * 256 > noise.low8(luck).astype(jnp.float32)
     score = jnp.where(repeats & (latent == state.latent), state.draft_score, score)
     rest = _read(process.strong_rest, state.kind, noise.low8(text))

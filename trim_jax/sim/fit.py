@@ -4,10 +4,11 @@ Three parts that do not share parameters:
 
 - right or wrong: logits of both models by kind of step, the problem effects (bivariate normal,
   integrated out by Gauss-Hermite quadrature over all drafts and rewrites of a problem with a right
-  prefix), and the term for steps at which the draft failed. Which drafts and rewrites a run has
+  prefix), and the terms for steps at which the draft failed or was doubted. Which drafts and rewrites a run has
   depends on scores and outcomes seen before, so the likelihood needs no correction for it.
-- PRM scores: a quantile function for each cell (writer, state, kind, least score before), drawn
-  towards that of the coarser cell by as many pseudo-observations as predict held-out scores best.
+- PRM scores: a quantile function for each cell (writer, state, kind, number of steps, least score
+  before), drawn towards that of the coarser cell by as many pseudo-observations as predict held-out
+  scores best.
 - lengths, kinds and numbers of steps: their empirical distributions.
 """
 
@@ -29,7 +30,7 @@ from trim_jax.sim.process import FIRST, LAST, MAX_PLANS, Process
 MAX_KINDS = 10  # between the first step and the last
 NODES = 11  # of the quadrature, for each effect
 _LOGIT_SD = 2.0  # prior of a kind's logit around the mean of all kinds
-_EFFECT_SD = 1.0  # prior (half-normal) of the problem effects and of `draft_wrong`
+_EFFECT_SD = 1.0  # prior (half-normal) of the problem effects and of what drafts tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +84,9 @@ def fit_events(
 
     effects, report = _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds)
     min_edges = tables.quantile_edges(drafts.min_score[middle & scored], 4)
+    length_edges = tables.quantile_edges(drafts.n[scored], 4)
     scores, pseudo = tables.score_tables(
-        drafts[scored], draft_kind[scored], rewrites, strong_kind, kinds, min_edges
+        drafts[scored], draft_kind[scored], rewrites, strong_kind, kinds, length_edges, min_edges
     )
     both = rewrites.draft_right >= 0
     slope, rest = tables.strong_lengths(rewrites[both], strong_kind[both], kinds)
@@ -102,9 +104,11 @@ def fit_events(
         logit=np.repeat(effects["logit"][:, :, None], max_steps, axis=2)
         + effects["trend"][:, None, None] * tables.step_scale(max_steps),
         draft_wrong=effects["draft_wrong"],
+        draft_doubted=effects["draft_doubted"],
         draft_tokens=tables.by_kind(drafts.tokens, draft_kind, kinds),
         strong_slope=slope,
         strong_rest=rest,
+        length_edges=np.ceil(length_edges).astype(int),
         min_edges=min_edges,
         scores=scores,
         same=tables.repeats(rewrites[both]),
@@ -160,7 +164,7 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
 
     def split(x):
         shapes = {"logit": (2, kinds), "sd": (2,), "rho": (), "slope": (2,), "trend": (2,),
-                  "draft_wrong": (2,)}  # fmt: skip
+                  "draft_wrong": (2,), "draft_doubted": ()}  # fmt: skip
         out, at = {}, 0
         for name, shape in shapes.items():
             size = int(np.prod(shape))
@@ -187,7 +191,9 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
                     jax.nn.log_sigmoid(weak) + found, jax.nn.log_sigmoid(-weak) + harder
                 )
                 known = events["draft_right"][..., None]
-                found = jnp.where(known == 1, found, jnp.where(known == 0, harder, either))
+                doubted = p["draft_doubted"] * (1 - events["draft_score"])
+                doubted = jax.nn.log_sigmoid(sign * (logit - doubted[..., None]))
+                found = jnp.where(known == 1, doubted, jnp.where(known == 0, harder, either))
             total = total + (found * events["used"][..., None]).sum(axis=1)
         return jax.nn.logsumexp(total, axis=1).sum()
 
@@ -195,7 +201,8 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
         spread = p["logit"] - p["logit"].mean(axis=1, keepdims=True)
         return -0.5 * (
             (spread**2).sum() / _LOGIT_SD**2
-            + ((p["sd"] ** 2).sum() + (p["draft_wrong"] ** 2).sum()) / _EFFECT_SD**2
+            + ((p["sd"] ** 2).sum() + (p["draft_wrong"] ** 2).sum() + p["draft_doubted"] ** 2)
+            / _EFFECT_SD**2
             + (p["slope"] ** 2).sum() + (p["trend"] ** 2).sum()
         ) + jnp.log1p(-p["rho"] ** 2)  # fmt: skip
 
@@ -207,7 +214,7 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
         return float(value), np.asarray(slope, float)
 
     start = np.concatenate([np.full(kinds, 1.0), np.full(kinds, 3.0), np.log([0.5, 0.5]), [0.5],
-                            np.zeros(6)])  # fmt: skip
+                            np.zeros(7)])  # fmt: skip
     best = scipy.optimize.minimize(both, start, jac=True, method="L-BFGS-B")
     x = jnp.asarray(best.x, jnp.float32)
     found = {name: np.asarray(value) for name, value in split(x).items()}
@@ -224,6 +231,8 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
     for i, label in enumerate(("constant", "score")):
         name = "draft_wrong"
         parameters[f"{name}.{label}"] = (float(found[name][i]), float(errors[name][i]))
+    name = "draft_doubted"
+    parameters[name] = float(found[name]), float(errors[name])
     report = Report(
         parameters=parameters, log_likelihood=float(log_likelihood(split(x))),
         problems=len(problems), drafts=int(small["used"].sum()), rewrites=int(large["used"].sum()),

@@ -16,14 +16,18 @@ come out far too high (method, section 5).
 **A step**, given a right prefix, is right with probability
 
     sigmoid(logit[m, kind, t] + by_length[m, N] + effect[m]
-            - [m is large and the draft is wrong] (draft_wrong[0] + draft_wrong[1] * draft score))
+            - [m is large and the draft is wrong] (draft_wrong[0] + draft_wrong[1] * draft score)
+            - [m is large and the draft is right] draft_doubted * (1 - draft score))
 
-for model m. The last term says that a step the small model fails at is harder for the large one
-too, and that an error which deceives the PRM is one that the large model tends to make itself.
+for model m. The last terms say that a step the small model fails at is harder for the large one
+too, and so is one that the PRM doubts without reason, and that an error which deceives the PRM is
+one that the large model tends to make itself.
 
-**The PRM** scores a step by its state, kind, writer, and the least score accepted before it: the
-score is read from the quantile function of that cell.  A rewrite may repeat the draft word for word
-(`same`), and then has its score.
+**The PRM** scores a step by its state, kind, writer, the number of steps, and the least score
+accepted before it: the score is read from the quantile function of that cell. (Where a first error
+shows depends on the length of the solution: on `arith` a PRM finds it three times as often in the
+longest ones as in the shortest.) A rewrite may repeat the draft word for word (`same`), and then has
+its score.
 
 **The reward** is 1 if every accepted step is right; a wrong solution still ends on the right answer
 with probability `lucky`.
@@ -45,7 +49,7 @@ ENTRIES = 256  # equally likely entries of the tables that are drawn from with e
 
 @flax.struct.dataclass
 class Process:
-    """Parameters of the process. Z kinds of steps, M steps at most, C bins of the least score.
+    """Parameters of the process. Z kinds of steps, M steps at most, C cells of scores.
 
     Attributes:
       n_steps: int32 [P], number of steps of each plan, in 1..M; at most MAX_PLANS plans, all
@@ -57,12 +61,16 @@ class Process:
       logit: float32 [2, Z, M], of a right step given a right prefix, for an average problem.
       draft_wrong: float32 [2], taken off the large model's logit where the draft is wrong: a
         constant, and a multiple of the draft's score.
+      draft_doubted: float32 [], likewise where the draft is right, for each unit that its score
+        lacks to 1.
       draft_tokens: float32 [Z, ENTRIES], length of the draft, whole numbers.
       strong_slope: float32 [], tokens of the large model's step for each token of the draft.
       strong_rest: float32 [Z, ENTRIES], what is added to that, then rounded and kept at 1 or more.
-      min_edges: float32 [C - 1], ascending; the least score is in bin (min >= edges).sum().
-      scores: float32 [2, 3, Z, C, Q + 1], by writer, state, kind and bin: quantiles 0, 1/Q, ..., 1
-        of the PRM score, joined by straight lines.
+      length_edges: int32 [L - 1], ascending; the number of steps is in bin (n >= edges).sum().
+      min_edges: float32 [B - 1], ascending; the least score is in bin (min >= edges).sum().
+      scores: float32 [2, 3, Z, C, Q + 1], by writer, state, kind and cell, which is B times the bin
+        of the number of steps plus that of the least score: quantiles 0, 1/Q, ..., 1 of the PRM
+        score, joined by straight lines.
       same: float32 [3], by state: the rewrite has the draft's score, where both are right or
         neither is.
       lucky: float32 [], probability that a wrong solution has the right answer.
@@ -76,9 +84,11 @@ class Process:
     by_length: jax.Array
     logit: jax.Array
     draft_wrong: jax.Array
+    draft_doubted: jax.Array
     draft_tokens: jax.Array
     strong_slope: jax.Array
     strong_rest: jax.Array
+    length_edges: jax.Array
     min_edges: jax.Array
     scores: jax.Array
     same: jax.Array
@@ -116,9 +126,11 @@ def simple_process(
         by_length=jnp.zeros([2, max_steps + 1]),
         logit=jnp.broadcast_to(logit[:, None, None], (2, kinds, max_steps)).astype(jnp.float32),
         draft_wrong=jnp.zeros(2),
+        draft_doubted=jnp.zeros(()),
         draft_tokens=jnp.full([kinds, ENTRIES], float(tokens)),
         strong_slope=jnp.ones(()),
         strong_rest=jnp.zeros([kinds, ENTRIES]),
+        length_edges=jnp.zeros([0], jnp.int32),
         min_edges=jnp.zeros([0]),
         scores=jnp.broadcast_to(scores, (2, 3, kinds, 1, 5)).astype(jnp.float32),
         same=jnp.zeros(3),

@@ -97,7 +97,8 @@ def fit(pair: Pair, weights: np.ndarray, draft_wrong: float = 0.0) -> Fit:
     drafts, strong = pair.small.events(rows), pair.large.events(rows)
     kinds = [_kind(events.t, events.n) for events in (drafts, strong)]
     edges = tables.quantile_edges(drafts.min_score[kinds[0] == _BETWEEN], _MIN_BINS)
-    scores, _ = tables.score_tables(drafts, kinds[0], strong, kinds[1], KINDS, edges)
+    no_edges = np.zeros(0, int)  # between numbers of steps: the records are too few
+    scores, _ = tables.score_tables(drafts, kinds[0], strong, kinds[1], KINDS, no_edges, edges)
     max_steps = pair.small.scores.shape[1]
     logit = found["logit"][:, :, None] + (
         found["trend"][:, None, None] * np.asarray(tables.step_scale(max_steps))
@@ -106,6 +107,7 @@ def fit(pair: Pair, weights: np.ndarray, draft_wrong: float = 0.0) -> Fit:
         "effect_sd": found["sd"], "effect_correlation": found["rho"],
         "by_length": found["slope"][:, None] * np.asarray(tables.length_scale(max_steps)),
         "logit": logit, "draft_wrong": [draft_wrong, 0.0],
+        "draft_doubted": 0.0,
         "draft_tokens": tables.by_kind(drafts.tokens, kinds[0], KINDS), "strong_slope": 0.0,
         "strong_rest": tables.by_kind(strong.tokens, kinds[1], KINDS), "min_edges": edges,
         "scores": scores, "same": np.zeros(3), "lucky": 0.0,
@@ -114,7 +116,8 @@ def fit(pair: Pair, weights: np.ndarray, draft_wrong: float = 0.0) -> Fit:
     processes = []
     for solutions in (pair.small, pair.large):
         n_steps = jnp.asarray(_plan_lengths(solutions, weights), jnp.int32)
-        processes.append(Process(n_steps=n_steps, kinds=plans(n_steps, max_steps), **common))
+        processes.append(Process(n_steps=n_steps, kinds=plans(n_steps, max_steps),
+                                 length_edges=jnp.asarray(no_edges, jnp.int32), **common))
     processes, level = _level(processes, pair, weights)
     found["level"] = level
     parameters = {

@@ -9,7 +9,8 @@ from trim_jax.sim.events import Events
 from trim_jax.sim.process import ENTRIES, S0, S1, S2
 
 QUANTILES = 128  # Q of the score tables
-_PSEUDO = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0)  # candidates of the score cells
+_PSEUDO = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)  # candidates of the score cells
+_LEAST = 4.0  # times as many for the least score, the finest cut: it says little beside the others
 _FOLDS = 5
 
 
@@ -104,23 +105,26 @@ def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 def score_tables(
     drafts: Events, draft_kind: np.ndarray, rewrites: Events, strong_kind: np.ndarray, kinds: int,
-    min_edges: np.ndarray,
+    length_edges: np.ndarray, min_edges: np.ndarray,
 ) -> tuple[np.ndarray, float]:
     """[2, 3, kinds, C, Q + 1] quantiles of each cell, and the pseudo-observations used.
 
     A cell's distribution is the mixture of its own scores and those of the coarser cell: writer,
-    state, kind and bin -> without the bin -> the small model's -> without the kind -> without the
-    state. The coarser one weighs as much as `pseudo` scores.
+    state, kind, bin of the number of steps and of the least score -> without the least score ->
+    without the number of steps -> the small model's -> without the kind -> without the state. The
+    coarser one weighs as much as `pseudo` scores. First errors, which are few, do without the kind
+    before they do without the number of steps: it tells more of how well they are found.
     """
     new = ~np.isnan(rewrites.score) & (rewrites.score != rewrites.draft_score)
     parts = []
     both = (drafts, draft_kind), (rewrites[new], strong_kind[new])
     for writer, (events, kind) in enumerate(both):
-        cell = (events.min_score[:, None] >= min_edges).sum(axis=1)
-        parts.append(np.stack([np.full(len(kind), writer), events.state, kind, cell]))
+        length = (events.n[:, None] >= length_edges).sum(axis=1)
+        least = (events.min_score[:, None] >= min_edges).sum(axis=1)
+        parts.append(np.stack([np.full(len(kind), writer), events.state, kind, length, least]))
     where = np.concatenate(parts, axis=1)
     score = np.concatenate([drafts.score, rewrites.score[new]])
-    shape = (2, 3, kinds, len(min_edges) + 1)
+    shape = (2, 3, kinds, len(length_edges) + 1, len(min_edges) + 1)
     pseudo = _choose_pseudo(where, score, shape)
     order = np.argsort(score, kind="stable")
     score, where = score[order], where[:, order]
@@ -131,7 +135,7 @@ def score_tables(
         # Mid-points of the steps of the distribution function.
         middle = (reached - weight / 2) / reached[-1]
         out[at] = _quantiles(middle, score)
-    return out, pseudo
+    return out.reshape(2, 3, kinds, -1, QUANTILES + 1), pseudo
 
 
 def _quantiles(share: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -151,19 +155,20 @@ def _quantiles(share: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 def _cell_weights(where: np.ndarray, at: tuple[int, ...], pseudo: float) -> np.ndarray:
     """Weight of every score in the distribution of one cell; they add to 1."""
-    writer, state, kind, cell = where
-    small = writer == 0
-    levels = [
-        np.ones_like(small), small & (state == at[1]), small & (state == at[1]) & (kind == at[2]),
-    ]  # fmt: skip
-    if at[0] == 0:
-        levels.append(levels[2] & (cell == at[3]))
-    else:
-        levels.append(~small & (state == at[1]) & (kind == at[2]))
-        levels.append(levels[3] & (cell == at[3]))
-    weight = levels[0] / len(small)
-    for level in levels[1:]:
-        weight = (pseudo * weight + level) / (pseudo + level.sum())
+    writer, state, kind, length, least = where
+    small, same = writer == 0, state == at[1]
+    first, second = kind == at[2], length == at[3]
+    if at[1] == S2:
+        first, second = second, first
+    levels = [small & same, small & same & first]
+    if at[0] == 1:
+        levels.append(~small & same & first)
+    levels.append(levels[-1] & second)
+    levels.append(levels[-1] & (least == at[4]))
+    weight = np.full(len(small), 1 / len(small))
+    for level in levels:
+        prior = pseudo * _LEAST if level is levels[-1] else pseudo
+        weight = (prior * weight + level) / (prior + level.sum())
     return weight
 
 
