@@ -8,7 +8,7 @@ import pytest
 from trim_jax.policies import base
 from trim_jax.policies.simple import Always, Never, Oracle, Random, Threshold
 from trim_jax.sim import env
-from trim_jax.sim.process import LAST, S0, S1, S2, simple_process
+from trim_jax.sim.process import LAST, S0, S1, S2, plans, simple_process
 
 KEY = jax.random.key(0)
 ROWS = 40_000
@@ -80,10 +80,30 @@ def test_closed_forms_without_random_effects():
         assert float(found.accuracy[0]) == pytest.approx(accuracy, abs=0.01), policy.name
         if tokens is not None:
             assert float(found.strong_tokens[0]) == pytest.approx(tokens, abs=0.2)
+    large = lambda off: 1 / (1 + np.exp(-(np.log(0.95 / 0.05) - off)))  # noqa: E731
     harder = process.replace(draft_wrong=jnp.array([1.0, 2.0]))  # score of a wrong draft: 0.1
-    p = 1 / (1 + np.exp(-(np.log(0.95 / 0.05) - 1.2)))
     got = float(env.rollout(harder, Oracle(), KEY, ROWS).accuracy[0])
-    assert got == pytest.approx((0.8 + 0.2 * p) ** 4, abs=0.01)
+    assert got == pytest.approx((0.8 + 0.2 * large(1.2)) ** 4, abs=0.01)
+    doubted = process.replace(draft_doubted=jnp.asarray(8.0))  # score of a right draft: 0.9
+    got = float(env.rollout(doubted, Always(), KEY, ROWS).accuracy[0])
+    assert got == pytest.approx((0.8 * large(0.8) + 0.2 * 0.95) ** 4, abs=0.01)
+
+
+def test_scores_know_the_number_of_steps_and_the_least_score():
+    process = simple_process(0.5, steps=3)
+    n_steps = jnp.array([3, 6])
+    # Cells: (fewer than 5 steps, from 5 on) by (least score below 0.5, above). Scores say which.
+    cells = jnp.array([0.1, 0.6, 0.3, 0.8])[:, None] * jnp.ones(5)
+    process = process.replace(
+        n_steps=n_steps, kinds=plans(n_steps, 30), length_edges=jnp.array([5]),
+        min_edges=jnp.array([0.5]), scores=jnp.broadcast_to(cells, (2, 3, 3, 4, 5)),
+    )  # fmt: skip
+    state = env.reset(process, KEY, 200)
+    long = np.asarray(state.n_steps) == 6
+    assert 50 < long.sum() < 150
+    np.testing.assert_allclose(state.draft_score, np.where(long, 0.8, 0.6))
+    low = env.step(process, state.replace(min_score=jnp.full(200, 0.2)), jnp.full(200, ACCEPT))[0]
+    np.testing.assert_allclose(low.draft_score, np.where(long, 0.3, 0.1))
 
 
 def test_random_effects_are_shared_by_a_problem():

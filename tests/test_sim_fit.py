@@ -65,6 +65,28 @@ def test_score_quantiles_are_recovered(truth, fitted):
         assert np.abs(found - want).mean() < 0.05
 
 
+def test_what_the_number_of_steps_and_a_doubt_change_is_recovered(truth, tmp_path_factory):
+    """First errors in long solutions are found, in short ones not; a rewrite after a doubt errs."""
+    short, long = np.linspace(0, 1, 5) ** 0.3, np.linspace(0, 1, 5) ** 3
+    scores = np.stack([truth.scores[..., 0, :]] * 2, axis=3)
+    scores[:, S2, :, 0], scores[:, S2, :, 1] = short, long
+    other = truth.replace(
+        length_edges=jnp.array([7]), scores=jnp.asarray(scores, jnp.float32),
+        draft_doubted=jnp.asarray(3.0), draft_wrong=jnp.array([0.0, 0.0]),
+    )  # fmt: skip
+    run = simulated_result(other, 1500, THRESHOLDS, tmp_path_factory.mktemp("doubt"))
+    process, report = fit.fit_events(*read_events(run))
+    found, error = report.parameters["draft_doubted"]
+    assert abs(found - 3.0) < 3 * error + 0.05 and error < 0.5
+    edges = np.asarray(process.length_edges)
+    median = np.asarray(process.scores[0, S2, 2, :, 64]).reshape(len(edges) + 1, -1).mean(axis=1)
+    assert edges[0] <= 7 <= edges[-1]
+    assert median[0] > 0.55 > 0.4 > median[-1]  # 0.81 and 0.13 without shrinkage
+    ks = (0.0, 0.3, 0.6, 0.9, 1.0)
+    both = [env.rollout(p, Threshold(ks), jax.random.key(9), 20_000) for p in (other, process)]
+    np.testing.assert_allclose(both[1].accuracy, both[0].accuracy, atol=0.035)
+
+
 def test_the_frontier_is_predicted(truth, fitted, result):
     ks = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
     both = [env.rollout(p, Threshold(ks), jax.random.key(9), 20_000) for p in (truth, fitted[0])]

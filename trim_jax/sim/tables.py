@@ -165,10 +165,12 @@ def _cell_weights(where: np.ndarray, at: tuple[int, ...], pseudo: float) -> np.n
         levels.append(~small & same & first)
     levels.append(levels[-1] & second)
     levels.append(levels[-1] & (least == at[4]))
-    weight = np.full(len(small), 1 / len(small))
+    weight, before = np.full(len(small), 1 / len(small)), np.ones_like(small)
     for level in levels:
+        if (level == before).all():  # nothing was cut: the same scores do not count twice
+            continue
         prior = pseudo * _LEAST if level is levels[-1] else pseudo
-        weight = (prior * weight + level) / (prior + level.sum())
+        weight, before = (prior * weight + level) / (prior + level.sum()), level
     return weight
 
 
