@@ -17,11 +17,11 @@ def get_config() -> ConfigDict:
     # Folder that the results are written to. The same command resumes a run that was killed.
     config.out = "results/recorded"
     # Recorded solutions of the small model (.jsonl).
-    config.small = "../shared/data/traces_math500_llama_prm/llama32_1b.jsonl"
+    config.small = ""
     # Recorded solutions of the large model (.jsonl) to the same questions.
-    config.large = "../shared/data/traces_math500_llama_prm/llama31_8b.jsonl"
+    config.large = ""
     # The questions (.jsonl).
-    config.questions = "../shared/data/math500/test.jsonl"
+    config.questions = ""
     # Parts of the cross-validation.
     config.folds = 5
     # Each seed splits and trains anew. The first gives the figures, the others show the spread.

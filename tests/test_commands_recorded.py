@@ -79,6 +79,7 @@ def test_errors_name_the_field_or_the_file(tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "--config.large=nowhere.jsonl: no such file" in error(large="nowhere.jsonl")
+    assert "--config.questions is empty: name the file" in error(questions="")
     assert "no gap to recover" in error(small=files["large"], large=files["small"])
     lines = files["large"].read_text().splitlines()
     row = json.loads(lines[3])

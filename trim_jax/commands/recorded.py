@@ -67,6 +67,8 @@ def run(config: ConfigDict) -> str:
 def _files(config: ConfigDict) -> dict[str, dict[str, str]]:
     """Name and hash of each file; paths belong to this machine and are not kept."""
     for name in _FILES:
+        if not config[name]:
+            raise ConfigError(f"--config.{name} is empty: name the file")
         if not Path(config[name]).is_file():
             raise ConfigError(f"--config.{name}={config[name]}: no such file")
     return {name: {"name": Path(config[name]).name, "sha256": provenance.hash_data(config[name])}
