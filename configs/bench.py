@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
     config.bench.batches = (64, 8)
     # Problems of a run, in batches: at batch 64, 16 are 1,024 problems.
     config.bench.rounds = 16
-    # Interleaved repeats of each program, and of each of the simulator's two.
+    # Interleaved repeats of each program, of a run together and apart, and of each of the
+    # simulator's two.
     config.bench.repeats = 5
     # The large model rewrites a step whose score is below this. At the default it writes 22 % of
     # the steps of the validation split with the shipped trio; 20 to 30 % are wanted.

@@ -153,9 +153,10 @@ def test_bench_end_to_end(arith_folders, capsys):
     assert 0 <= memory["growth_mb"] < 30 < memory["peak_mb"]
     shared = result["sharing"]
     assert (shared["problems"], shared["settings"]) == (8, 21)
-    assert 8 <= shared["histories"] <= 8 * 21
+    assert 2 * 8 <= shared["histories"] < 8 * 21  # its ends never share a history
     assert len(shared["together"]) == 2 and {len(each) for each in shared["apart"]} == {2}
-    assert shared["ratio"] * min(shared["together"]) == pytest.approx(sum(map(min, shared["apart"])))
+    tokens = shared["tokens"]
+    assert tokens["apart"] > 3 * tokens["together"] > 0
     assert result["simulator"]["bare"]["best"] > 0 and "main_job" not in result
     printed = capsys.readouterr().out
     assert "routed floor" in printed and "compilations after warm-up: 0" in printed

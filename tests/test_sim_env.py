@@ -95,7 +95,7 @@ def test_scores_know_the_number_of_steps_and_the_least_score():
     # Cells: (fewer than 5 steps, from 5 on) by (least score below 0.5, above). Scores say which.
     cells = jnp.array([0.1, 0.6, 0.3, 0.8])[:, None] * jnp.ones(5)
     process = process.replace(
-        n_steps=n_steps, kinds=plans(n_steps, 30), length_edges=jnp.array([5]),
+        n_steps=n_steps, kinds=plans(n_steps, 30), step_edges=jnp.array([5]),
         min_edges=jnp.array([0.5]), scores=jnp.broadcast_to(cells, (2, 3, 3, 4, 5)),
     )  # fmt: skip
     state = env.reset(process, KEY, 200)

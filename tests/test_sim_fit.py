@@ -46,7 +46,7 @@ def fitted(result):
 def test_parameters_are_recovered(truth, fitted):
     process, report = fitted
     want = {"sd.small": 1.2, "sd.large": 0.8, "rho": 0.7, "slope.small": 0, "trend.small": 0,
-            "draft_wrong.constant": 1.0, "draft_wrong.score": 0}  # fmt: skip
+            "draft_wrong.constant": 1.0, "draft_wrong.score": 0, "draft_doubted": 0}  # fmt: skip
     for name, value in want.items():
         found, error = report.parameters[name]
         assert abs(found - value) < 3 * error + 0.05, (name, found, error)
@@ -71,20 +71,22 @@ def test_what_the_number_of_steps_and_a_doubt_change_is_recovered(truth, tmp_pat
     scores = np.stack([truth.scores[..., 0, :]] * 2, axis=3)
     scores[:, S2, :, 0], scores[:, S2, :, 1] = short, long
     other = truth.replace(
-        length_edges=jnp.array([7]), scores=jnp.asarray(scores, jnp.float32),
+        step_edges=jnp.array([7]), scores=jnp.asarray(scores, jnp.float32),
         draft_doubted=jnp.asarray(3.0), draft_wrong=jnp.array([0.0, 0.0]),
     )  # fmt: skip
     run = simulated_result(other, 1500, THRESHOLDS, tmp_path_factory.mktemp("doubt"))
     process, report = fit.fit_events(*read_events(run))
     found, error = report.parameters["draft_doubted"]
     assert abs(found - 3.0) < 3 * error + 0.05 and error < 0.5
-    edges = np.asarray(process.length_edges)
+    edges = np.asarray(process.step_edges)
     median = np.asarray(process.scores[0, S2, 2, :, 64]).reshape(len(edges) + 1, -1).mean(axis=1)
     assert edges[0] <= 7 <= edges[-1]
     assert median[0] > 0.55 > 0.4 > median[-1]  # 0.81 and 0.13 without shrinkage
     ks = (0.0, 0.3, 0.6, 0.9, 1.0)
     both = [env.rollout(p, Threshold(ks), jax.random.key(9), 20_000) for p in (other, process)]
     np.testing.assert_allclose(both[1].accuracy, both[0].accuracy, atol=0.035)
+    # A rewrite without a draft is as hard as after one that it would have had.
+    assert float(both[1].accuracy[-1]) == pytest.approx(float(both[0].accuracy[-1]), abs=0.02)
 
 
 def test_the_frontier_is_predicted(truth, fitted, result):
@@ -142,6 +144,42 @@ def test_lengths_are_cut_where_rightness_changes():
 def test_entries_stand_for_a_sample():
     np.testing.assert_array_equal(tables.entries(np.array([3, 1, 2, 2]), 4), [1, 2, 2, 3])
     assert np.mean(tables.entries(np.r_[np.zeros(75), np.ones(25)])) == 0.25
+
+
+def test_cells_of_scores_draw_on_coarser_ones():
+    """By hand, with one pseudo-observation (four at the last cut); columns are scores."""
+    large, s0, s2 = 1, 0, 2
+    where = np.array([
+        [0, 0, 0, 0, 0, large],  # writer
+        [s0, s0, s0, s2, s2, s2],  # state
+        [2, 2, 3, 2, 3, 2],  # kind
+        [0, 1, 0, 0, 1, 1],  # bin of the number of steps
+        [0, 0, 0, 1, 0, 1],  # bin of the least score
+    ])  # fmt: skip
+
+    def weights(*cell):
+        return tables._cell_weights(where, cell, 1.0)
+
+    mix = lambda prior, level, pseudo=1: (pseudo * prior + level) / (pseudo + level.sum())  # noqa: E731
+    level = lambda *places: np.isin(np.arange(6), places).astype(float)  # noqa: E731
+    every = np.full(6, 1 / 6)
+    # Right: the state, then the kind, then the number of steps; the least score cuts nothing.
+    want = mix(mix(mix(every, level(0, 1, 2)), level(0, 1)), level(0))
+    np.testing.assert_allclose(weights(0, s0, 2, 0, 0), want)
+    # No such least score: the last cut has nothing to add, and takes nothing away.
+    np.testing.assert_allclose(weights(0, s0, 2, 0, 1), want)
+    # First errors: the number of steps, then the kind; of this kind none has as many.
+    want = mix(mix(every, level(3, 4)), level(4))
+    np.testing.assert_allclose(weights(0, s2, 2, 1, 0), want)
+    # The large model's cells begin with the small model's.
+    np.testing.assert_allclose(weights(large, s2, 2, 1, 1), mix(want, level(5)))
+    # Nobody cuts the number of steps: the kind comes first again.
+    where[3] = 0
+    want = mix(mix(mix(every, level(3, 4)), level(3)), level(5))
+    np.testing.assert_allclose(weights(large, s2, 2, 0, 1), want)
+    where[4, 0] = 1
+    want = mix(mix(mix(every, level(0, 1, 2)), level(0, 1)), level(1), 4)
+    np.testing.assert_allclose(weights(0, s0, 2, 0, 0), want)
 
 
 def test_one_odd_score_stays_one_odd_score():

@@ -92,7 +92,7 @@ CONFIGURED: dict[str, tuple[Callable, str, str]] = {
     "solve": (_solve, "solve", "solve one problem and show who wrote each step"),
     "train-lm": (_train_lm, "train_small", "train a language model (--config train_small or train_large)"),
     "train-prm": (_train_prm, "train_prm", "train the process reward model"),
-    "bench": (_bench, "bench", "measure speed and memory against transformers and the floor"),
+    "bench": (_bench, "bench", "measure speed, memory, shared steps and the simulator"),
     "recorded": (_recorded, "recorded", "study two real models on their recorded solutions"),
 }
 

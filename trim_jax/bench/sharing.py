@@ -1,8 +1,9 @@
 """What one run for all thresholds saves: its wall time against that of a run for each of them.
 
 Settings share every step on which they agree, so a sweep costs the distinct histories only. The
-runs apart go through the same compiled program, with as many solutions in flight and without
-compiling again, so the quotient is what the sharing alone saves.
+runs apart go through the same compiled program, and each fills and drains its batches once, as it
+would alone. Tokens that were read and written are counted beside the seconds: their quotient does
+not depend on the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from trim_jax.policies.simple import Threshold
 from trim_jax.tasks.data import load_problems
 
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(21))
-BATCHES = 4  # of problems
+BATCHES = 4  # as many problems as rows of a model call, so many times
 
 
 def measure(config: ConfigDict) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def measure(config: ConfigDict) -> dict[str, Any]:
 
     Returns:
       {"problems", "settings", "histories": distinct ones, "together": seconds of each repeat,
-      "apart": likewise, of each setting, "ratio": best apart, summed, over best together}.
+      "apart": likewise, of each setting, "ratio": best apart, summed, over best together, "tokens":
+      of one repeat, together and apart}.
     """
     data, policy = config.data, Threshold(THRESHOLDS)
     problems = load_problems(data.source, data.split, BATCHES * config.engine.rows)
@@ -41,33 +43,39 @@ def measure(config: ConfigDict) -> dict[str, Any]:
         [dataclasses.replace(request, cells=(Cells(0, k, k + 1),)) for request in asked]
         for k in range(len(THRESHOLDS))
     ]
-    _seconds(engine, asked)  # compile, and warm up
+    histories = sum(1 for _ in engine.run(asked))  # compiles, and warms up
     together: list[float] = []
     apart: list[list[float]] = [[] for _ in alone]
     for _ in range(config.bench.repeats):
-        together.append(_seconds(engine, asked))
-        for seconds, requests in zip(apart, alone):
-            seconds.append(_seconds(engine, requests))
+        seconds, computed = _run(engine, asked)
+        together.append(seconds)
+        each = [_run(engine, requests) for requests in alone]
+        for known, (seconds, _) in zip(apart, each):
+            known.append(seconds)
     return {
         "problems": len(problems),
         "settings": len(THRESHOLDS),
-        "histories": sum(1 for _ in engine.run(asked)),
+        "histories": histories,
         "together": together,
         "apart": apart,
         "ratio": sum(map(min, apart)) / min(together),
+        "tokens": {"together": computed, "apart": sum(tokens for _, tokens in each)},
     }
 
 
-def _seconds(engine: Engine, requests: Sequence[Request]) -> float:
-    begun = time.perf_counter()
+def _run(engine: Engine, requests: Sequence[Request]) -> tuple[float, int]:
+    """Seconds, and tokens that the models read and wrote."""
+    before, begun = engine.executed[:, 1].sum(), time.perf_counter()
     collections.deque(engine.run(requests), maxlen=0)
-    return time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
+    return seconds, int(engine.executed[:, 1].sum() - before)
 
 
 def table(result: dict[str, Any]) -> str:
     """The figures, as text."""
     runs = result["problems"] * result["settings"]
-    apart = sum(map(min, result["apart"]))
+    apart, tokens = sum(map(min, result["apart"])), result["tokens"]
     return (f"{result['settings']} thresholds on {result['problems']} problems: {runs:,} runs have "
             f"{result['histories']:,} distinct histories; {min(result['together']):.1f} s in one "
-            f"run, {apart:.1f} s in a run for each, {result['ratio']:.2f} times")  # fmt: skip
+            f"run, {apart:.1f} s in a run for each, {result['ratio']:.2f} times; "
+            f"{tokens['apart'] / tokens['together']:.2f} times the tokens")  # fmt: skip

@@ -106,7 +106,7 @@ def _bin(values: jax.Array, edges: jax.Array) -> jax.Array:
 
 def _score(process: Process, writer: int, latent, state: State, u) -> jax.Array:
     """The score at quantile `u` [B] of its cell."""
-    cell = _bin(state.n_steps, process.length_edges) * (len(process.min_edges) + 1)
+    cell = _bin(state.n_steps, process.step_edges) * (len(process.min_edges) + 1)
     cell += _bin(state.min_score, process.min_edges)
     table = process.scores[writer]
     x = u * (table.shape[3] - 1)

@@ -4,8 +4,9 @@ Three parts that do not share parameters:
 
 - right or wrong: logits of both models by kind of step, the problem effects (bivariate normal,
   integrated out by Gauss-Hermite quadrature over all drafts and rewrites of a problem with a right
-  prefix), and the terms for steps at which the draft failed or was doubted. Which drafts and rewrites a run has
-  depends on scores and outcomes seen before, so the likelihood needs no correction for it.
+  prefix), and the terms for steps at which the draft failed or was doubted. Which drafts and
+  rewrites a run has depends on scores and outcomes seen before, so the likelihood needs no
+  correction for it.
 - PRM scores: a quantile function for each cell (writer, state, kind, number of steps, least score
   before), drawn towards that of the coarser cell by as many pseudo-observations as predict held-out
   scores best.
@@ -30,7 +31,8 @@ from trim_jax.sim.process import FIRST, LAST, MAX_PLANS, Process
 MAX_KINDS = 10  # between the first step and the last
 NODES = 11  # of the quadrature, for each effect
 _LOGIT_SD = 2.0  # prior of a kind's logit around the mean of all kinds
-_EFFECT_SD = 1.0  # prior (half-normal) of the problem effects and of what drafts tell
+# Priors of the problem effects (half-normal), of `draft_wrong` and `draft_doubted` (normal).
+_EFFECT_SD = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +86,9 @@ def fit_events(
 
     effects, report = _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds)
     min_edges = tables.quantile_edges(drafts.min_score[middle & scored], 4)
-    length_edges = tables.quantile_edges(drafts.n[scored], 4)
+    step_edges = tables.quantile_edges(drafts.n[scored], 4)
     scores, pseudo = tables.score_tables(
-        drafts[scored], draft_kind[scored], rewrites, strong_kind, kinds, length_edges, min_edges
+        drafts[scored], draft_kind[scored], rewrites, strong_kind, kinds, step_edges, min_edges
     )
     both = rewrites.draft_right >= 0
     slope, rest = tables.strong_lengths(rewrites[both], strong_kind[both], kinds)
@@ -108,7 +110,7 @@ def fit_events(
         draft_tokens=tables.by_kind(drafts.tokens, draft_kind, kinds),
         strong_slope=slope,
         strong_rest=rest,
-        length_edges=np.ceil(length_edges).astype(int),
+        step_edges=np.ceil(step_edges).astype(int),
         min_edges=min_edges,
         scores=scores,
         same=tables.repeats(rewrites[both]),
@@ -142,8 +144,7 @@ def _per_problem(events: Events, kind: np.ndarray, problems: np.ndarray) -> dict
     shape = (len(problems), int(place.max()) + 1)
     columns = {
         "kind": kind, "t": events.t, "n": events.n, "right": events.right,
-        # Of a draft without a score, half-way between the heaps of right and wrong steps.
-        "draft_score": np.where(np.isnan(events.draft_score), 0.5, events.draft_score),
+        "draft_score": events.draft_score,
         "draft_right": events.draft_right, "used": np.ones(len(events), bool),
     }  # fmt: skip
     out = {}
@@ -153,8 +154,16 @@ def _per_problem(events: Events, kind: np.ndarray, problems: np.ndarray) -> dict
     return out
 
 
+def _usual_score(drafts: Events, right: bool) -> float:
+    """Mean score of right drafts, or of first wrong ones; 0.5 where there is none."""
+    score = drafts.score[drafts.prefix_right & (drafts.right == right)]
+    return float(np.nanmean(score)) if np.isfinite(score).any() else 0.5
+
+
 def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
     problems = np.unique(np.concatenate([drafts.problem, rewrites.problem]))
+    # A draft that nobody scored counts as one of the average score, of right or of wrong ones.
+    usual = [_usual_score(drafts, right) for right in (False, True)]
     small = _per_problem(drafts, draft_kind, problems)
     large = _per_problem(rewrites, strong_kind, problems)
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
@@ -171,28 +180,33 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
             out[name], at = x[at : at + size].reshape(shape), at + size
         return out | {"sd": jnp.exp(out["sd"]), "rho": jnp.tanh(out["rho"])}
 
+    def base_of(p, model, events):
+        """Logit of a right step of `model`, for an average problem."""
+        base = p["logit"][model][events["kind"]]
+        base += p["slope"][model] * tables.length_scale(events["n"])
+        return base + p["trend"][model] * tables.step_scale(events["t"])
+
     def log_likelihood(p):
         """Marginal over the problem effects; the sum over problems."""
         z_large = p["rho"] * z[0] + jnp.sqrt(1 - p["rho"] ** 2) * z[1]
         total = log_weight
         for model, (events, effect) in enumerate(((small, z[0]), (large, z_large))):
-            base = p["logit"][model][events["kind"]]
-            base += p["slope"][model] * tables.length_scale(events["n"])
-            base += p["trend"][model] * tables.step_scale(events["t"])
-            logit = base[..., None] + p["sd"][model] * effect
+            logit = base_of(p, model, events)[..., None] + p["sd"][model] * effect
             sign = jnp.where(events["right"], 1.0, -1.0)[..., None]
             found = jax.nn.log_sigmoid(sign * logit)
             if model == 1:
-                off = p["draft_wrong"][0] + p["draft_wrong"][1] * events["draft_score"]
+                score = events["draft_score"]
+                if_wrong, if_right = (jnp.where(jnp.isnan(score), mean, score) for mean in usual)
+                off = p["draft_wrong"][0] + p["draft_wrong"][1] * if_wrong
                 harder = jax.nn.log_sigmoid(sign * (logit - off[..., None]))
+                off = p["draft_doubted"] * (1 - if_right)
+                doubted = jax.nn.log_sigmoid(sign * (logit - off[..., None]))
                 # Without a draft, the chance that it would have been wrong is the small model's.
-                weak = p["logit"][0][events["kind"]][..., None] + p["sd"][0] * z[0]
+                weak = base_of(p, 0, events)[..., None] + p["sd"][0] * z[0]
                 either = jnp.logaddexp(
-                    jax.nn.log_sigmoid(weak) + found, jax.nn.log_sigmoid(-weak) + harder
+                    jax.nn.log_sigmoid(weak) + doubted, jax.nn.log_sigmoid(-weak) + harder
                 )
                 known = events["draft_right"][..., None]
-                doubted = p["draft_doubted"] * (1 - events["draft_score"])
-                doubted = jax.nn.log_sigmoid(sign * (logit - doubted[..., None]))
                 found = jnp.where(known == 1, doubted, jnp.where(known == 0, harder, either))
             total = total + (found * events["used"][..., None]).sum(axis=1)
         return jax.nn.logsumexp(total, axis=1).sum()

@@ -20,14 +20,14 @@ come out far too high (method, section 5).
             - [m is large and the draft is right] draft_doubted * (1 - draft score))
 
 for model m. The last terms say that a step the small model fails at is harder for the large one
-too, and so is one that the PRM doubts without reason, and that an error which deceives the PRM is
-one that the large model tends to make itself.
+too, most of all where its error deceives the PRM, and that so is a step which the PRM doubts
+without reason.
 
 **The PRM** scores a step by its state, kind, writer, the number of steps, and the least score
-accepted before it: the score is read from the quantile function of that cell. (Where a first error
-shows depends on the length of the solution: on `arith` a PRM finds it three times as often in the
-longest ones as in the shortest.) A rewrite may repeat the draft word for word (`same`), and then has
-its score.
+accepted before it: the score is read from the quantile function of that cell. (How well an error
+shows depends on the number of steps: on `arith`, of the first errors in solutions of 4 steps 18 %
+have a score below 0.05, in those of 12 it is 72 %.) A rewrite may repeat the draft word for word
+(`same`), and then has its score.
 
 **The reward** is 1 if every accepted step is right; a wrong solution still ends on the right answer
 with probability `lucky`.
@@ -66,7 +66,7 @@ class Process:
       draft_tokens: float32 [Z, ENTRIES], length of the draft, whole numbers.
       strong_slope: float32 [], tokens of the large model's step for each token of the draft.
       strong_rest: float32 [Z, ENTRIES], what is added to that, then rounded and kept at 1 or more.
-      length_edges: int32 [L - 1], ascending; the number of steps is in bin (n >= edges).sum().
+      step_edges: int32 [L - 1], ascending; the number of steps is in bin (n >= edges).sum().
       min_edges: float32 [B - 1], ascending; the least score is in bin (min >= edges).sum().
       scores: float32 [2, 3, Z, C, Q + 1], by writer, state, kind and cell, which is B times the bin
         of the number of steps plus that of the least score: quantiles 0, 1/Q, ..., 1 of the PRM
@@ -88,7 +88,7 @@ class Process:
     draft_tokens: jax.Array
     strong_slope: jax.Array
     strong_rest: jax.Array
-    length_edges: jax.Array
+    step_edges: jax.Array
     min_edges: jax.Array
     scores: jax.Array
     same: jax.Array
@@ -130,7 +130,7 @@ def simple_process(
         draft_tokens=jnp.full([kinds, ENTRIES], float(tokens)),
         strong_slope=jnp.ones(()),
         strong_rest=jnp.zeros([kinds, ENTRIES]),
-        length_edges=jnp.zeros([0], jnp.int32),
+        step_edges=jnp.zeros([0], jnp.int32),
         min_edges=jnp.zeros([0]),
         scores=jnp.broadcast_to(scores, (2, 3, kinds, 1, 5)).astype(jnp.float32),
         same=jnp.zeros(3),

@@ -24,7 +24,8 @@ Assumed, since nothing is published:
   mean, and the logit of a first error, by the method's rule, rises by 0.83 and 0.98 with the
   logarithm over all problems; within one problem, whose effect has a spread of about 1.5, that is
   about 1.2. Draft and rewrite are of one group of lengths, and independent within it.
-- A rewrite's score is distributed as a draft's.
+- A rewrite's score is distributed as a draft's, and no step is harder for the large model because
+  the PRM doubts the draft (`draft_doubted` is 0).
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ def _process(fits, lengths: np.ndarray, cells: np.ndarray, recorded: Recorded) -
         draft_tokens=draws,
         strong_slope=jnp.zeros(()),
         strong_rest=draws,
-        length_edges=jnp.zeros([0], jnp.int32),
+        step_edges=jnp.zeros([0], jnp.int32),
         min_edges=jnp.array(_MIN_EDGES, jnp.float32),
         scores=jnp.asarray(cells, jnp.float32),
         same=jnp.zeros(3),

@@ -9,6 +9,7 @@ wrong:
   scores and its tokens. The problem effects, correlated between the models, are found because both
   solved every problem; whether a step that the small model fails at is harder for the large one
   (`draft_wrong`) cannot be known, and is given by the caller: 0 by default, which is optimistic.
+  Nor can it be known whether one that the PRM doubts without reason is (`draft_doubted`): 0.
 - Steps have three kinds, by place: first, last, between. Lengths of draft and rewrite are
   independent, and no rewrite repeats a draft.
 - A solution has as many steps as the recorded one of the model that writes it. A routed run is
@@ -97,7 +98,7 @@ def fit(pair: Pair, weights: np.ndarray, draft_wrong: float = 0.0) -> Fit:
     drafts, strong = pair.small.events(rows), pair.large.events(rows)
     kinds = [_kind(events.t, events.n) for events in (drafts, strong)]
     edges = tables.quantile_edges(drafts.min_score[kinds[0] == _BETWEEN], _MIN_BINS)
-    no_edges = np.zeros(0, int)  # between numbers of steps: the records are too few
+    no_edges = np.zeros(0, int)  # 500 solutions are not cut by their number of steps as well
     scores, _ = tables.score_tables(drafts, kinds[0], strong, kinds[1], KINDS, no_edges, edges)
     max_steps = pair.small.scores.shape[1]
     logit = found["logit"][:, :, None] + (
@@ -106,8 +107,7 @@ def fit(pair: Pair, weights: np.ndarray, draft_wrong: float = 0.0) -> Fit:
     common = {
         "effect_sd": found["sd"], "effect_correlation": found["rho"],
         "by_length": found["slope"][:, None] * np.asarray(tables.length_scale(max_steps)),
-        "logit": logit, "draft_wrong": [draft_wrong, 0.0],
-        "draft_doubted": 0.0,
+        "logit": logit, "draft_wrong": [draft_wrong, 0.0], "draft_doubted": 0.0,
         "draft_tokens": tables.by_kind(drafts.tokens, kinds[0], KINDS), "strong_slope": 0.0,
         "strong_rest": tables.by_kind(strong.tokens, kinds[1], KINDS), "min_edges": edges,
         "scores": scores, "same": np.zeros(3), "lucky": 0.0,
@@ -117,7 +117,7 @@ def fit(pair: Pair, weights: np.ndarray, draft_wrong: float = 0.0) -> Fit:
     for solutions in (pair.small, pair.large):
         n_steps = jnp.asarray(_plan_lengths(solutions, weights), jnp.int32)
         processes.append(Process(n_steps=n_steps, kinds=plans(n_steps, max_steps),
-                                 length_edges=jnp.asarray(no_edges, jnp.int32), **common))
+                                 step_edges=jnp.asarray(no_edges, jnp.int32), **common))
     processes, level = _level(processes, pair, weights)
     found["level"] = level
     parameters = {

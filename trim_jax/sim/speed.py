@@ -19,7 +19,7 @@ WIDTH = 64
 # Of a process fitted to 2,000 problems of arith. Time goes into reading its tables, so their sizes
 # count and not what they say.
 KINDS, PLANS, QUANTILES, MAX_STEPS = 13, 2000, 128, 30
-LENGTH_EDGES, MIN_EDGES = (7, 9, 11), (0.3, 0.7, 0.95)
+STEP_EDGES, MIN_EDGES = (7, 9, 11), (0.3, 0.7, 0.95)
 
 
 def arith_sized() -> Process:
@@ -29,7 +29,7 @@ def arith_sized() -> Process:
     t = np.arange(MAX_STEPS)
     kinds = rng.integers(2, KINDS, (PLANS, MAX_STEPS))
     kinds = np.where(t == n[:, None] - 1, LAST, np.where(t == 0, FIRST, kinds))
-    cells = (2, 3, KINDS, (len(LENGTH_EDGES) + 1) * (len(MIN_EDGES) + 1), QUANTILES + 1)
+    cells = (2, 3, KINDS, (len(STEP_EDGES) + 1) * (len(MIN_EDGES) + 1), QUANTILES + 1)
     spread = np.array([6.0, 1.0, 0.3])[:, None, None, None]  # of S0, S1, S2
     scores = np.linspace(0, 1, QUANTILES + 1) ** (1 / spread)
     tokens = np.sort(rng.integers(5, 40, (KINDS, ENTRIES)), axis=1)
@@ -42,7 +42,7 @@ def arith_sized() -> Process:
     tables = {name: jnp.asarray(table, jnp.float32) for name, table in tables.items()}
     return simple_process(max_steps=MAX_STEPS).replace(
         n_steps=jnp.asarray(n, jnp.int32), kinds=jnp.asarray(kinds, jnp.int32),
-        length_edges=jnp.asarray(LENGTH_EDGES, jnp.int32), **tables,
+        step_edges=jnp.asarray(STEP_EDGES, jnp.int32), **tables,
     )
 
 

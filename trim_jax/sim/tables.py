@@ -10,7 +10,7 @@ from trim_jax.sim.process import ENTRIES, S0, S1, S2
 
 QUANTILES = 128  # Q of the score tables
 _PSEUDO = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)  # candidates of the score cells
-_LEAST = 4.0  # times as many for the least score, the finest cut: it says little beside the others
+_LEAST = 4.0  # times as many for the least score, the last cut: held-out scores are likelier so
 _FOLDS = 5
 
 
@@ -105,26 +105,27 @@ def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 def score_tables(
     drafts: Events, draft_kind: np.ndarray, rewrites: Events, strong_kind: np.ndarray, kinds: int,
-    length_edges: np.ndarray, min_edges: np.ndarray,
+    step_edges: np.ndarray, min_edges: np.ndarray,
 ) -> tuple[np.ndarray, float]:
     """[2, 3, kinds, C, Q + 1] quantiles of each cell, and the pseudo-observations used.
 
     A cell's distribution is the mixture of its own scores and those of the coarser cell: writer,
     state, kind, bin of the number of steps and of the least score -> without the least score ->
     without the number of steps -> the small model's -> without the kind -> without the state. The
-    coarser one weighs as much as `pseudo` scores. First errors, which are few, do without the kind
-    before they do without the number of steps: it tells more of how well they are found.
+    coarser one weighs as much as `pseudo` scores, that without the least score four times as much.
+    First errors, which are few, do without the kind before they do without the number of steps
+    (where that is cut at all): it tells more of how well they are found.
     """
     new = ~np.isnan(rewrites.score) & (rewrites.score != rewrites.draft_score)
     parts = []
     both = (drafts, draft_kind), (rewrites[new], strong_kind[new])
     for writer, (events, kind) in enumerate(both):
-        length = (events.n[:, None] >= length_edges).sum(axis=1)
+        steps = (events.n[:, None] >= step_edges).sum(axis=1)
         least = (events.min_score[:, None] >= min_edges).sum(axis=1)
-        parts.append(np.stack([np.full(len(kind), writer), events.state, kind, length, least]))
+        parts.append(np.stack([np.full(len(kind), writer), events.state, kind, steps, least]))
     where = np.concatenate(parts, axis=1)
     score = np.concatenate([drafts.score, rewrites.score[new]])
-    shape = (2, 3, kinds, len(length_edges) + 1, len(min_edges) + 1)
+    shape = (2, 3, kinds, len(step_edges) + 1, len(min_edges) + 1)
     pseudo = _choose_pseudo(where, score, shape)
     order = np.argsort(score, kind="stable")
     score, where = score[order], where[:, order]
@@ -155,10 +156,10 @@ def _quantiles(share: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 def _cell_weights(where: np.ndarray, at: tuple[int, ...], pseudo: float) -> np.ndarray:
     """Weight of every score in the distribution of one cell; they add to 1."""
-    writer, state, kind, length, least = where
+    writer, state, kind, steps, least = where
     small, same = writer == 0, state == at[1]
-    first, second = kind == at[2], length == at[3]
-    if at[1] == S2:
+    first, second = kind == at[2], steps == at[3]
+    if at[1] == S2 and steps.any():
         first, second = second, first
     levels = [small & same, small & same & first]
     if at[0] == 1:
