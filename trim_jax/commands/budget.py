@@ -197,11 +197,13 @@ def figure(found: dict[str, Any]) -> Figure:
                       label="budget")  # fmt: skip
         above.set_ylabel("strong tokens a problem")
         above.set_ylim(bottom=0)
-        above.legend(ncols=3, loc="lower right")
+        fig.legend(loc="outside upper center", ncols=3)
         below.plot(done - solutions / 2, dial, color=style.BRICK, marker="o", markersize=3)
         below.set_yscale("log")
         below.yaxis.set_major_formatter("{x:g}")
-        below.yaxis.set_minor_formatter("{x:g}")
+        # Between powers of ten 2 and 5 are enough, unless the dial hardly moves.
+        digits = "25" if dial.max() > 3 * dial.min() else "23456789"
+        below.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in digits else "")
         below.set_ylabel("dial")
         below.set_xlabel("solutions so far")
         return figures.laid_out(fig)
