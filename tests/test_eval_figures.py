@@ -109,12 +109,16 @@ def test_policies_from_outside_have_styles_of_their_own():
     assert len({s.color for s in styles}) == len({s.marker for s in styles}) == 4
 
 
-def test_a_legend_of_many_long_names_lies_within_the_figure(summary):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", [lambda s: figures.frontier_figure([s]), figures.compute_figure])
+def test_a_legend_of_many_long_names_lies_below_the_axes(summary, draw):
     many = copy.deepcopy(summary)
-    for i in range(6):
+    for i in range(16):
         name = f"thr-{i}"
         many["policies"][name] = {**copy.deepcopy(summary["policies"]["thr"]),
                                   "label": f"TRIM-Thr, a variant with quite a long name, {i}"}
-    fig = figures.frontier_figure([many])
+    fig = draw(many)
     box = fig.legends[0].get_window_extent().transformed(fig.transFigure.inverted())
     assert len(fig.legends) == 1 and 0 <= box.x0 < box.x1 <= 1 and box.y0 >= 0
+    axes = fig.axes[0].get_position()
+    assert box.y1 < axes.y0 and axes.height * fig.get_figheight() > 2

@@ -30,6 +30,7 @@ _RUNS = (Style(BLUE, "o", "-"), Style(ORANGE, "s", (0, (5, 2))), Style(GREEN, "^
          Style(BRICK, "D", "-"), Style(SKY, "v", "-"))  # of several runs on one page
 
 PERCENT = FuncFormatter(lambda v, _: f"{v:g} %")
+LEGEND_SHARE = 0.25  # of a figure's height that a legend below the axes may take from them
 
 
 def routed_policies(summary: Summary) -> list[str]:
@@ -79,14 +80,17 @@ def laid_out(fig: Figure) -> Figure:
 def _legend_below(fig: Figure, ax: Axes, columns: int) -> None:
     """A legend under the axes, where it covers no data; the main policy first.
 
-    It has as many of ``columns`` as the figure has room for.
+    It has as many of ``columns`` as the figure has room for, and the figure grows with a long one.
     """
     handles, labels = ax.get_legend_handles_labels()
     for ncols in range(columns, 0, -1):
         legend = fig.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=ncols)
-        if ncols == 1 or legend.get_window_extent().width <= fig.bbox.width:
-            return
+        size = legend.get_window_extent()
+        if ncols == 1 or size.width <= fig.bbox.width:
+            break
         legend.remove()
+    above = (size.height - LEGEND_SHARE * fig.bbox.height) / fig.dpi
+    fig.set_figheight(fig.get_figheight() + max(above, 0))
 
 
 def _name(summary: Summary, policy: str) -> str:
