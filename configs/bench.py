@@ -4,7 +4,8 @@
     trim-jax bench --config.bench.parts=simulator       # its steps a second alone, some seconds
 
 The two programs run the same weights on the same machine, in turns, and the best of the repeats
-counts. Quote the ratios of one run; the rates themselves belong to the machine. Takes 20 minutes.
+counts. Quote the ratios of one run; the rates themselves belong to the machine. Each part takes some
+minutes.
 """
 
 from ml_collections import ConfigDict

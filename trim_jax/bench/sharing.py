@@ -8,17 +8,15 @@ not depend on the machine.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import time
-from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from trim_jax import api
+from trim_jax.bench.throughput import Run, run_engine
 from trim_jax.commands import setup
-from trim_jax.engine.engine import Cells, Engine, Request
+from trim_jax.engine.engine import Cells
 from trim_jax.policies.simple import Threshold
 from trim_jax.tasks.data import load_problems
 
@@ -43,32 +41,28 @@ def measure(config: ConfigDict) -> dict[str, Any]:
         [dataclasses.replace(request, cells=(Cells(0, k, k + 1),)) for request in asked]
         for k in range(len(THRESHOLDS))
     ]
-    histories = sum(1 for _ in engine.run(asked))  # compiles, and warms up
+    run_engine(engine, asked)  # compile, and warm up
     together: list[float] = []
     apart: list[list[float]] = [[] for _ in alone]
     for _ in range(config.bench.repeats):
-        seconds, computed = _run(engine, asked)
-        together.append(seconds)
-        each = [_run(engine, requests) for requests in alone]
-        for known, (seconds, _) in zip(apart, each):
-            known.append(seconds)
+        joint, each = run_engine(engine, asked), [run_engine(engine, one) for one in alone]
+        together.append(joint.seconds)
+        for known, run in zip(apart, each):
+            known.append(run.seconds)
     return {
         "problems": len(problems),
         "settings": len(THRESHOLDS),
-        "histories": histories,
+        "histories": len(joint.outcomes),
         "together": together,
         "apart": apart,
         "ratio": sum(map(min, apart)) / min(together),
-        "tokens": {"together": computed, "apart": sum(tokens for _, tokens in each)},
+        "tokens": {"together": _tokens(joint), "apart": sum(map(_tokens, each))},
     }
 
 
-def _run(engine: Engine, requests: Sequence[Request]) -> tuple[float, int]:
-    """Seconds, and tokens that the models read and wrote."""
-    before, begun = engine.executed[:, 1].sum(), time.perf_counter()
-    collections.deque(engine.run(requests), maxlen=0)
-    seconds = time.perf_counter() - begun
-    return seconds, int(engine.executed[:, 1].sum() - before)
+def _tokens(run: Run) -> int:
+    """Read and written by the models."""
+    return int(run.executed[:, 1].sum())
 
 
 def table(result: dict[str, Any]) -> str:
