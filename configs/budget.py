@@ -19,7 +19,7 @@ from trim_jax.configs import base
 
 def get_config() -> ConfigDict:
     """What routing needs, all of `test` in 50 chunks, one seed."""
-    config = base.pick("out", "seeds", "trio", "data", "sampling", "engine", "policy")
+    config = base.pick("out", "store", "seeds", "trio", "data", "sampling", "engine", "policy")
     config.out = "results/arith-budget"
     config.seeds = (0,)
     config.data.limit = None

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     """2,000 problems of `policy_train`, one seed."""
     config = base.get_config()
     config.out = "results/arith-collected"
+    config.store = "workdir/steps"
     config.seeds = (0,)
     config.data.split = "policy_train"
     config.data.limit = 2000

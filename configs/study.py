@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     """All of `test`, three seeds."""
     config = base.get_config()
     config.out = "results/arith-study"
+    config.store = "workdir/steps"
     config.data.limit = None
     config.sweep.validation = 1000
     del config["policy"]

@@ -157,6 +157,9 @@ def test_bench_end_to_end(arith_folders, capsys):
     assert len(shared["together"]) == 2 and {len(each) for each in shared["apart"]} == {2}
     tokens = shared["tokens"]
     assert tokens["apart"] > 3 * tokens["together"] > 0
+    # With a store nothing is written twice, though a text is read again where the models go on.
+    assert tokens["together"] <= tokens["kept"] < 0.6 * tokens["apart"]
+    assert {len(each) for each in (*shared["kept"], shared["known"])} == {2}
     assert result["simulator"]["bare"]["best"] > 0 and "main_job" not in result
     printed = capsys.readouterr().out
     assert "routed floor" in printed and "compilations after warm-up: 0" in printed

@@ -37,7 +37,8 @@ def short(monkeypatch):
 
 def test_a_study_from_end_to_end_and_again(tmp_path, short):
     out = tmp_path / "study"
-    config = load_config("study", [*SMALL, "--config.seeds=0", f"--config.out={out}"])
+    places = [f"--config.out={out}", f"--config.store={tmp_path / 'steps'}"]
+    config = load_config("study", [*SMALL, "--config.seeds=0", *places])
     assert study.run(config) == out / "report.html"
     table = (out / "table.md").read_text()
     assert [line for line in table.splitlines() if line.startswith("## ")] == [

@@ -11,6 +11,8 @@ import tiny
 
 from trim_jax import api
 from trim_jax.engine.engine import EngineConfig
+from trim_jax.engine.rows import MODELS
+from trim_jax.engine.store import StepStore
 from trim_jax.errors import DataError
 from trim_jax.policies import base
 from trim_jax.policies.features import Features
@@ -52,6 +54,25 @@ def player(trio, weights):
 @pytest.fixture(scope="module")
 def episodes(player, weights):
     return player.play(weights, PROBLEMS, 5, WAYS)
+
+
+def test_known_steps_are_not_played_again(trio, weights, episodes):
+    policy = dataclasses.replace(POLICY, weights=weights)
+    store = StepStore(MODELS)
+    other = Player(trio, (*q.both_ways(policy), policy), SIZE, store=store)
+    for known in (False, True):
+        before = other.engine.executed.copy()
+        played = other.play(weights, PROBLEMS, 5, WAYS)
+        assert (other.engine.executed > before).any() != known
+        for name in ("action", "mask", "reward", "strong_tokens"):
+            np.testing.assert_array_equal(getattr(played, name), getattr(episodes, name))
+    # Other weights play other ways, on what is known of them and what is not.
+    mild = jax.tree.map(lambda x: 0.3 * x, weights)
+    played = other.play(mild, PROBLEMS, 5, WAYS)
+    other.engine.store = None
+    want = other.play(mild, PROBLEMS, 5, WAYS)
+    np.testing.assert_array_equal(played.action, want.action)
+    assert (want.action != episodes.action).any()
 
 
 def test_both_ways_part_at_the_step_that_the_drawn_number_tells(episodes):

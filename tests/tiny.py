@@ -192,7 +192,7 @@ def _over_random_texts(config: ModelConfig, params: dict) -> np.ndarray:
     return np.concatenate(logits).astype(np.float64)
 
 
-def tiny_engine(mesh=None, params=None, policies=POLICIES, **sizes) -> Engine:
+def tiny_engine(mesh=None, params=None, policies=POLICIES, store=None, **sizes) -> Engine:
     """A new engine, compiled at its first run; `sizes` are fields of `EngineConfig`."""
     trio = tiny_trio()
     defaults = dict(slots=8, rows=4, tail_rows=4, decode_chunk=4, extend_chunk=8)
@@ -200,7 +200,7 @@ def tiny_engine(mesh=None, params=None, policies=POLICIES, **sizes) -> Engine:
     config = EngineConfig(**(limits | defaults | sizes))
     return Engine(
         trio.models, params or trio.params, trio.tables, policies, config, mesh=mesh,
-        prm_extra=PRM_EXTRA,
+        prm_extra=PRM_EXTRA, store=store,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from trim_jax.engine.engine import Cells, Engine, EngineConfig, Request, Solution
 from trim_jax.engine.rows import LEDGER, MODELS
 from trim_jax.engine.sampling import Sampling
+from trim_jax.engine.store import StepStore
 from trim_jax.engine.tokens import TokenTables, token_tables
 from trim_jax.errors import CheckpointError, DataError
 from trim_jax.eval.traces import Ledger, ModelLedger, StepTrace, Trace
@@ -27,6 +28,7 @@ from trim_jax.models.hf import load_config, load_model
 from trim_jax.models.qwen2 import ModelConfig
 from trim_jax.policies.base import Policy
 from trim_jax.policies.registry import make_policy
+from trim_jax.provenance import hash_checkpoint
 from trim_jax.sharding import by_path, param_shardings
 from trim_jax.tasks import arith, prompts
 from trim_jax.tasks.data import Problem
@@ -208,6 +210,22 @@ def _history(solution, problem, text, answer, correct) -> dict[str, Any]:
     )
 
 
+def step_store(
+    folder: str | Path, trio: Trio, engine: EngineConfig, sampling: Sampling
+) -> StepStore:
+    """The steps in `folder` that these models wrote and judged under these settings.
+
+    Raises:
+      CheckpointError: a file of the folder is damaged. ResultError: it cannot be made.
+    """
+    limits = (engine.max_context, engine.max_step_tokens)
+    origins = []
+    for name, model in zip(MODELS, trio.models):
+        writes = (sampling, limits) if model.head == "lm" else ()
+        origins.append(repr((hash_checkpoint(trio.folders[name]), model, *writes)))
+    return StepStore(origins, folder)
+
+
 def route(
     problems: Sequence[Problem],
     policy: Policy | str,
@@ -218,6 +236,7 @@ def route(
     prm_system: str = "",
     sampling: Sampling = Sampling(),
     engine: EngineConfig = EngineConfig(),
+    store: str | Path | None = None,
 ) -> list[Trace]:
     """Solve problems with a routing policy.
 
@@ -228,6 +247,8 @@ def route(
       seeds: every problem is solved once per seed.
       instruction: put before each problem. prm_system: system turn of the PRM.
       sampling, engine: settings of the language models and of the loop.
+      store: folder of steps that earlier runs have computed, which are not computed again; those of
+        this run are added.
 
     Returns:
       One trace per (problem, seed, distinct history), sorted; `trace.settings` tells for which of
@@ -241,10 +262,13 @@ def route(
         policy = make_policy(policy)
     prompts.check_prompts(trio.tokenizer, problems, instruction, engine.max_context)
     machine = Engine(
-        trio.models, trio.params, trio.tables, [policy], engine, sampling, trio.mesh
-    )
+        trio.models, trio.params, trio.tables, [policy], engine, sampling, trio.mesh,
+        store=step_store(store, trio, engine, sampling) if store else None,
+    )  # fmt: skip
     asked = requests(trio, [policy], problems, seeds, instruction, prm_system)
-    return traces(list(machine.run(asked)), problems, trio, [policy])
+    solutions = list(machine.run(asked))
+    machine.keep_steps()
+    return traces(solutions, problems, trio, [policy])
 
 
 def parameters(trio: Trio) -> dict[str, int]:

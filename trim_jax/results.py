@@ -61,15 +61,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def atomic_write(path: Path, pieces: Iterable[bytes]) -> None:
+def atomic_write(path: Path, pieces: Iterable[bytes], field: str = "out") -> None:
     """Writes a file so that at any moment `path` holds all of its old or all of its new content.
+
+    Args:
+        field: of the config, which names the folder; for the error message.
 
     Raises:
         ResultError: The folder cannot be written or is full; `path` is as it was.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with _explained(path):
+        with _explained(path, field):
             with open(temporary, "wb") as file:
                 for piece in pieces:
                     file.write(piece)
@@ -83,6 +86,16 @@ def atomic_write(path: Path, pieces: Iterable[bytes]) -> None:
         raise
 
 
+def make_folder(path: Path, field: str = "out") -> None:
+    """Makes a folder with its parents, if it does not exist.
+
+    Raises:
+        ResultError: It cannot be made; the message names `field` of the config.
+    """
+    with _explained(path, field):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -93,13 +106,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, field: str = "out") -> Iterator[None]:
     """Turns an `OSError` on `path` into one `ResultError` that says what to do."""
     try:
         yield
     except OSError as error:
         advice = ("make room" if error.errno in _NO_ROOM
-                  else "make it writable, or choose another folder with --config.out=FOLDER")
+                  else f"make it writable, or choose another folder with --config.{field}=FOLDER")
         raise ResultError(f"cannot write {path}: {error.strerror}. What is already there is safe: "
                           f"{advice}, and run the same command again") from error
 
@@ -119,7 +132,8 @@ class ResultFolder:
 
         Args:
             path: The folder; made with its parents if it does not exist.
-            config: The resolved config. Its field `out` is not saved: a folder may be moved.
+            config: The resolved config. Its fields `out` and `store` are not saved: a folder may be
+                moved, and steps that are known from earlier change no result.
             provenance: From `trim_jax.provenance.collect`. Resumed with other code, versions or
                 devices, the folder lists those under "resumed_with".
 
@@ -129,8 +143,7 @@ class ResultFolder:
                 process, or cannot be written.
         """
         path = Path(path)
-        with _explained(path):
-            path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         folder = cls(path, _acquire(path))
         try:
             folder._start(config, dict(provenance))
@@ -141,7 +154,8 @@ class ResultFolder:
 
     def _start(self, config: Mapping[str, Any], provenance: dict[str, Any]) -> None:
         saved = json.loads(to_json(config))
-        saved.pop("out", None)
+        for place in ("out", "store"):
+            saved.pop(place, None)
         config_path = self.path / "config.json"
         if config_path.exists():
             self._check_same(saved, _read_json(config_path))

@@ -57,7 +57,7 @@ def run(config: ConfigDict) -> Path:
     problems = load_problems(data.source, data.split, data.limit)
     trio = setup.load_models(config)
     prompts.check_prompts(trio.tokenizer, problems, data.instruction, config.engine.max_context)
-    engine = setup.make_engine(config, trio, [policy])
+    engine = setup.make_engine(config, trio, [policy], setup.open_store(config, trio))
     with ResultFolder.open_or_create(config.out, config, origin_of(trio, problems)) as folder:
         if price is not None:
             price = price._replace(problems=len(problems) * len(config.seeds))
@@ -121,6 +121,10 @@ class Steering:
         dial = np.float32(self._upto_date()[-1].dial)
         self._engine.load_weights(0, self._policy.weights | {"dial": dial})
         return self._engine.run(requests)
+
+    def keep_steps(self) -> None:
+        """As `Engine.keep_steps`."""
+        self._engine.keep_steps()
 
     def path(self) -> list[dict[str, float]]:
         """Of each finished chunk: its dial, the solutions, and what they spent in all."""

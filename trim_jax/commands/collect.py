@@ -38,7 +38,7 @@ def run(config: ConfigDict) -> Path:
     trio = setup.load_models(config)
     prompts.check_prompts(trio.tokenizer, problems, data.instruction, config.engine.max_context)
     policies: Sequence[Policy] = collecting_policies(config)
-    engine = setup.make_engine(config, trio, policies)
+    engine = setup.make_engine(config, trio, policies, setup.open_store(config, trio))
     with open_part(out, config, trio, data.split, problems, config.seeds) as folder:
         work = Runs(config, trio, engine, policies)
         work.solve(folder, problems, config.seeds, range(len(policies)), data.split)

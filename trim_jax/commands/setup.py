@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from trim_jax.api import Trio, load_trio
+from trim_jax.api import Trio, load_trio, step_store
 from trim_jax.engine import hosts
 from trim_jax.engine.engine import Engine, EngineConfig
 from trim_jax.engine.sampling import Sampling
+from trim_jax.engine.store import StepStore
 from trim_jax.errors import ConfigError
 from trim_jax.policies.base import Policy
 from trim_jax.sharding import make_mesh
@@ -114,9 +115,22 @@ def sampling(config: ConfigDict) -> Sampling:
     return Sampling(s.temperature, s.top_p, s.top_k)
 
 
-def make_engine(config: ConfigDict, trio: Trio, policies: Sequence[Policy]) -> Engine:
-    """An engine for these policies."""
+def make_engine(
+    config: ConfigDict, trio: Trio, policies: Sequence[Policy], store: StepStore | None = None
+) -> Engine:
+    """An engine for these policies, which asks the store before it asks the models."""
     return Engine(
         trio.models, trio.params, trio.tables, policies, engine_config(config), sampling(config),
-        trio.mesh,
+        trio.mesh, store=store,
     )  # fmt: skip
+
+
+def open_store(config: ConfigDict, trio: Trio) -> StepStore | None:
+    """The steps that are known from earlier, of the folder `config.store`; None without one.
+
+    Raises:
+      CheckpointError: a file of the folder is damaged. ResultError: it cannot be made.
+    """
+    if not config.store:
+        return None
+    return step_store(config.store, trio, engine_config(config), sampling(config))

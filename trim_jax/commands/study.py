@@ -107,6 +107,7 @@ class _Study:
 
     def __init__(self, config: ConfigDict, trio: api.Trio, out: Path):
         self.config, self.trio, self.out = config, trio, out
+        self.store = setup.open_store(config, trio)
 
     @property
     def judges(self) -> bool:
@@ -121,7 +122,7 @@ class _Study:
         return open_part(self.path(part), self.config, self.trio, split, problems, seeds)
 
     def runs(self, policies: Sequence[Policy]) -> Runs:
-        engine = setup.make_engine(self.config, self.trio, policies)
+        engine = setup.make_engine(self.config, self.trio, policies, self.store)
         return Runs(self.config, self.trio, engine, policies)
 
     def solve(
@@ -163,6 +164,7 @@ class _Study:
         players = functools.partial(
             Player, self.trio, engine=setup.engine_config(config), sampling=setup.sampling(config),
             instruction=config.data.instruction, prm_system=config.data.prm_system,
+            store=self.store,
         )  # fmt: skip
         learning = Q_LEARNING if isinstance(start, Q) else PPO_LEARNING
         done = tune(start, learning, players, problems, folder, sizes)

@@ -60,7 +60,7 @@ def run(config: ConfigDict, dry_run: bool = False) -> Path | None:
     trio = setup.load_models(config)
     context = config.engine.max_context
     prompts.check_prompts(trio.tokenizer, [*problems, *held_out], data.instruction, context)
-    engine = setup.make_engine(config, trio, policies)
+    engine = setup.make_engine(config, trio, policies, setup.open_store(config, trio))
     work = Runs(config, trio, engine, policies)
     if dry_run:
         work.predict(problems, held_out)
@@ -118,6 +118,8 @@ class Runs:
                 folder.update_timings({"seconds_by_chunk": {f"{index:05d}": round(seconds, 3)}})
                 executed = (self.engine.executed - before).tolist()
                 folder.write_chunk(index, histories(traces), {"executed": executed})
+                # Only now: a chunk that is solved again then finds what it found the first time.
+                self.engine.keep_steps()
         folder.finish(len(chunks))
         total = np.sum([folder.chunk_extra(i)["executed"] for i in range(len(chunks))], axis=0)
         names = ("slots", "used", "calls")
@@ -137,7 +139,7 @@ class Runs:
         each = {(request.problem_id, request.seed): request for request in asked}
         alone = [dataclasses.replace(request, cells=(cells,)) for request in each.values()]
         begun = time.perf_counter()
-        for _ in self.engine.run(alone):
+        for _ in self.engine.run(alone, anew=True):
             pass
         return time.perf_counter() - begun
 
@@ -162,9 +164,10 @@ class Runs:
         size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
         sample = list(problems[: min(len(problems), 24)])
         chosen = range(len(self.policies))
-        list(self.engine.run(self._requests(sample[:1], self.config.seeds[:1], chosen)))  # compile
+        asked = lambda some: self._requests(some, self.config.seeds[:1], chosen)  # noqa: E731
+        list(self.engine.run(asked(sample[:1]), anew=True))  # compile
         begun = time.perf_counter()
-        solved = list(self.engine.run(self._requests(sample, self.config.seeds[:1], chosen)))
+        solved = list(self.engine.run(asked(sample), anew=True))
         seconds = (time.perf_counter() - begun) / len(sample) * tasks
         print(f"rows      {tasks} to start with, forking to about "
               f"{round(len(solved) / len(sample) * tasks)}; they stand for {tasks * settings} runs")

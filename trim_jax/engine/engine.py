@@ -17,8 +17,10 @@ from trim_jax.engine import hosts
 from trim_jax.engine import rows as R
 from trim_jax.engine.loop import LoopConfig
 from trim_jax.engine.machine import TICKS, Seen
+from trim_jax.engine.replay import Replay
 from trim_jax.engine.rows import Rows
 from trim_jax.engine.sampling import Sampling, row_key
+from trim_jax.engine.store import StepStore
 from trim_jax.engine.tokens import TokenTables
 from trim_jax.errors import ConfigError, DataError
 from trim_jax.models.qwen2 import ModelConfig
@@ -129,6 +131,7 @@ class Engine:
       executed: int64 [kinds, 3], per kind of work (`LoopConfig.kinds`) the row-slots executed, those
         that did useful work, and the calls, summed over all runs of this engine.
       machine: its device side.
+      store: the steps that are known; may be another one, or None, between two runs.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class Engine:
         sampling: Sampling = Sampling(),
         mesh: Mesh | None = None,
         prm_extra: int = 64,
+        store: StepStore | None = None,
     ):
         """
         Args:
@@ -148,6 +152,7 @@ class Engine:
           tables: of the shared vocabulary.
           mesh: axes `data` and `model`; None runs on one device.
           prm_extra: tokens that the PRM's prompt may be longer than the language models'.
+          store: where steps that are known come from, and those of the models go.
         """
         c = config
         prm_context = c.max_context + c.max_steps + prm_extra
@@ -182,6 +187,8 @@ class Engine:
         self.ticks = 0
         self._first_cell = np.cumsum([0] + [len(policy.settings) for policy in policies])
         self.machine = hosts.machine(self.loop, params, mesh)
+        self.store = store
+        self._replay = Replay(self.loop)
         self._idle = False  # whether the machine has caches, and nothing in them
         self._latest = 0  # number of the run that was begun last
 
@@ -196,6 +203,7 @@ class Engine:
         if shapes(weights) != shapes(own.weights):
             raise ValueError(f"weights of policy {own.name}: other shapes")
         self.machine.load_weights(policy, weights)
+        self._replay.load_weights(policy, weights)
 
     def check(self, request: Request) -> None:
         """Refuse a request before it runs.
@@ -216,10 +224,13 @@ class Engine:
                 f"engine.max_context ({c.context}) leaves room for {limit}"
             )
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Solution]:
+    def run(self, requests: Iterable[Request], anew: bool = False) -> Iterator[Solution]:
         """Solve every request; solutions come as they finish.
 
         The text of a solution depends on its request alone, never on the others in flight.
+
+        Args:
+          anew: ask the models for everything, even for what the store knows; for measuring them.
 
         Raises:
           DataError, ValueError: see `check`. ConfigError: a policy plans what it does not announce.
@@ -237,13 +248,20 @@ class Engine:
         self._latest = own = self._latest + 1
         while True:
             while not exhausted and len(pending) < self.loop.queue * self.shards:
-                request = next(source, None)
-                if request is None:
-                    exhausted = True
-                    break
-                self.check(request)
-                pending.append(self._item(request, len(numbered)))
-                numbered.append(request)
+                wanted = self.loop.queue * self.shards - len(pending)
+                fresh = list(itertools.islice(source, wanted))
+                exhausted = len(fresh) < wanted
+                items = []
+                for request in fresh:
+                    self.check(request)
+                    items.append(self._item(request, len(numbered)))
+                    numbered.append(request)
+                if self.store is not None and not anew:
+                    known, items = self._replay.advance(items, self.store)
+                    for record in known:
+                        yield self._solution(record, numbered[int(record.item)])
+                    self._check_latest(own)
+                pending.extend(map(self._without_caches, items))
             for _ in range(self.loop.queue):  # deal evenly over the shards
                 for queue in queues:
                     if pending and len(queue) < self.loop.queue:
@@ -254,8 +272,7 @@ class Engine:
             # The devices are at work: time to hand over what was finished before.
             for record in finished:
                 yield self._solution(record, numbered[int(record.item)])
-            if self._latest != own:
-                raise RuntimeError("an engine does one run at a time, and another was begun")
+            self._check_latest(own)
             for queue, head in zip(queues, np.asarray(seen.head)):
                 del queue[: int(head)]
             executed = np.asarray(seen.work, np.int64).sum(axis=0)
@@ -270,12 +287,28 @@ class Engine:
             finished = []
             for record in self._records(np.asarray(seen.n_out)):
                 if record.spilled:
-                    pending.appendleft(self._revived(record))
-                else:
-                    finished.append(record)
+                    pending.appendleft(self._without_caches(record))
+                    continue
+                finished.append(record)
+                if self.store is not None:
+                    prompt = len(numbered[int(record.item)].prompt)
+                    self.store.learn(record, prompt, self.loop.tables)
         self._idle = True
         for record in finished:
             yield self._solution(record, numbered[int(record.item)])
+
+    def keep_steps(self) -> None:
+        """Write what the store has learned to its folder; nothing without a store.
+
+        Raises:
+          ResultError: the folder cannot be written.
+        """
+        if self.store is not None:
+            self.store.keep()
+
+    def _check_latest(self, own: int) -> None:
+        if self._latest != own:
+            raise RuntimeError("an engine does one run at a time, and another was begun")
 
     def _call(self, queues: list[list[Rows]], more: bool) -> Seen:
         blank = jax.tree.map(lambda x: x[0], self.loop.blank(1))
@@ -307,8 +340,8 @@ class Engine:
             key=np.asarray(row_key(request.seed, request.problem_id)),
         )  # fmt: skip
 
-    def _revived(self, record: Rows) -> Rows:
-        """A spilled row as a queue item: its caches are gone, what they held stays paid for."""
+    def _without_caches(self, record: Rows) -> Rows:
+        """A row as a queue item: its caches, if any, are gone, what they held stays paid for."""
         zero = np.zeros_like
         return record.replace(
             length=zero(record.length), hits=zero(record.hits), spilled=zero(record.spilled)

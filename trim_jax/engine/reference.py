@@ -19,7 +19,7 @@ from trim_jax.engine import rows as R
 from trim_jax.engine.engine import EngineConfig, Request, Solution, Step
 from trim_jax.engine.sampling import Sampling, fold, row_key, sample, uniform
 from trim_jax.engine.steps import POLICY_STREAM
-from trim_jax.engine.tokens import BOXED, OVER, START_STATE, TokenTables
+from trim_jax.engine.tokens import BOXED, OVER, START_STATE, TokenTables, bare_step
 from trim_jax.engine.work import PEEK_WIDTH
 from trim_jax.models.qwen2 import ModelConfig, Qwen2
 from trim_jax.policies import base
@@ -173,13 +173,8 @@ class Reference:
         work.ledger[writer, R.PREFILLED] += max(unread, 0)
         work.ledger[writer, R.CALLS] += not peek
         work.read[writer] = begin - 1 + decoded
-        bare = list(tokens)
-        while bare and self.tables.stripped[bare[-1]] < 0:
-            bare.pop()
-        cost = len(bare)
-        if bare:
-            bare[-1] = int(self.tables.stripped[bare[-1]])
-        return _Text(tokens, decoded, ended, boxed == len(BOXED), cost, bare)
+        bare = bare_step(tokens, self.tables)
+        return _Text(tokens, decoded, ended, boxed == len(BOXED), len(bare), bare)
 
     def _score(self, work: _Progress, draft: _Text, request: Request) -> float:
         """Score of the draft; accepted steps that have none yet get theirs."""

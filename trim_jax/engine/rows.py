@@ -80,6 +80,9 @@ class Rows:
         where there is none.
       first_entropy, draft_loglik: float32 [B, M or 0], see `Observation`; of each step, NaN where
         nobody peeked or judged. Without columns where no policy of the run does.
+      first_token: int32 [B, M or 0], what a peek drew.
+      stopped: bool [B, M, 2], whether what the small or the large model wrote for this step stopped
+        at end-of-sequence.
       draft_cost: int32 [B, M], tokens of the discarded draft without its delimiter; -1: none.
       discarded: int32 [B, S], discarded drafts end to end; discarded_end: int32 [B, M].
       n_discarded: int32 [B].
@@ -119,6 +122,8 @@ class Rows:
     draft_score: jax.Array
     first_entropy: jax.Array
     draft_loglik: jax.Array
+    first_token: jax.Array
+    stopped: jax.Array
     draft_cost: jax.Array
     discarded: jax.Array
     discarded_end: jax.Array
@@ -152,6 +157,7 @@ def empty_rows(
         step_end=ints(steps), writer=ints(steps), action=ints(steps), cost=ints(steps),
         score=unknown(steps), draft_score=unknown(steps),
         first_entropy=unknown(steps if peeks else 0), draft_loglik=unknown(steps if judges else 0),
+        first_token=ints(steps if peeks else 0), stopped=np.zeros([rows, steps, 2], bool),
         draft_cost=np.full([rows, steps], -1, np.int32), discarded=ints(context),
         discarded_end=ints(steps), n_discarded=ints(), ledger=ints(3, len(LEDGER)),
         finish=ints(), reference=ints(context if references else 0),

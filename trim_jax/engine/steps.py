@@ -31,6 +31,12 @@ def put_at(array: jax.Array, at: jax.Array, value: jax.Array, mask: jax.Array) -
     return jnp.where(here, value[:, None], array)
 
 
+def _note_stop(rows: Rows, writer: int, mask: jax.Array) -> jax.Array:
+    """`rows.stopped`, with whether the step in progress of the rows of `mask` [B] did."""
+    own = put_at(rows.stopped[:, :, writer], rows.t, rows.ended, mask)
+    return rows.stopped.at[:, :, writer].set(own)
+
+
 def take_at(array: jax.Array, at: jax.Array) -> jax.Array:
     """Column `at` [B] of `array` [B, M]."""
     return jnp.take_along_axis(array, at[:, None], axis=1, mode="clip")[:, 0]
@@ -259,6 +265,7 @@ def reject(rows: Rows) -> Rows:
         discarded_end=put_at(rows.discarded_end, rows.t, end, mask),
         n_discarded=end,
         draft_cost=put_at(rows.draft_cost, rows.t, rows.draft_n - rows.newlines, mask),
+        stopped=_note_stop(rows, R.SMALL, mask),
         n_prm=n_prm,
         hits=jnp.where(mask, jnp.minimum(rows.hits, rows.t), rows.hits),
         length=roll(rows.length),
@@ -281,6 +288,7 @@ def commit(rows: Rows, tables: TokenTables) -> Rows:
     score = jnp.where(accepted, take_at(rows.draft_score, rows.t), jnp.nan)
     ledger = rows.ledger
     for model, here in ((R.SMALL, accepted), (R.LARGE, written)):
+        rows = rows.replace(stopped=_note_stop(rows, model, here))
         ledger = ledger.at[:, model, R.KEPT].add(jnp.where(here, rows.decoded, 0))
         ledger = ledger.at[:, model, R.CALLS].add(here)
 

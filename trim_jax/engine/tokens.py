@@ -9,6 +9,7 @@ over bytes, tabulated once per token: `next_state[token, state]`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -116,3 +117,13 @@ def token_tables(tokenizer, vocab: int) -> TokenTables:
     return TokenTables(
         step_next, boxed_next, stripped, allowed, is_eos, int(single[0][0]), int(separator)
     )
+
+
+def bare_step(tokens: Sequence[int], tables: TokenTables) -> list[int]:
+    """A step as the PRM reads it: without its delimiter."""
+    tokens = list(tokens)
+    while tokens and tables.stripped[tokens[-1]] < 0:
+        tokens.pop()
+    if tokens:
+        tokens[-1] = int(tables.stripped[tokens[-1]])
+    return tokens

@@ -292,7 +292,8 @@ def decode(
     )
     if peek:
         first = rows.first_entropy.at[row, get(rows.t)].set(s["entropy"], mode="drop")
+        token = rows.first_token.at[row, get(rows.t)].set(s["written"][:, 0], mode="drop")
         again = rows.phase.at[row].set(R.PLANNING, mode="drop")
-        rows = rows.replace(first_entropy=first, phase=again)
+        rows = rows.replace(first_entropy=first, first_token=token, phase=again)
     rows = _set_length(rows, row, which, length + s["n"])
     return rows, kv, jnp.stack([tile.rows * s["i"], s["n"].sum()])

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from trim_jax.eval.traces import TOKEN_COUNTERS, Result, Table, tables
 
 
@@ -28,5 +26,8 @@ def sentence(result: Result) -> str:
     runs = sum(len(s.settings) for s in result.policies.values())
     runs *= len(result.problems) * len(result.seeds)
     histories = len({(t.problem_id, t.seed, t.steps, t.ledger) for t in result.traces})
+    computed = "none had to be computed, earlier runs had kept all"
+    if executed:
+        computed = f"{executed:,} were computed, {charged / executed:.1f} times less"
     return (f"{runs:,} runs have {histories:,} distinct histories. They are charged {charged:,} "
-            f"tokens; {executed:,} were computed, {np.divide(charged, executed):.1f} times less.")
+            f"tokens; {computed}.")

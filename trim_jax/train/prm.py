@@ -30,7 +30,7 @@ import numpy as np
 import optax
 
 from trim_jax.engine.engine import Solution
-from trim_jax.engine.tokens import TokenTables
+from trim_jax.engine.tokens import TokenTables, bare_step
 from trim_jax.models.qwen2 import ModelConfig, Qwen2, init_params
 from trim_jax.tasks import arith
 from trim_jax.tasks.data import Problem
@@ -41,16 +41,6 @@ NEW_LAYERS = 2
 # and what follows one tells little more.
 RIGHT, SLIP, AFTER = 0.7, 2.8, 1.05
 SPREAD = 0.06  # of the new layers' initial matrices
-
-
-def bare_step(tokens: Sequence[int], tables: TokenTables) -> list[int]:
-    """A step as the PRM reads it: without its delimiter."""
-    tokens = list(tokens)
-    while tokens and tables.stripped[tokens[-1]] < 0:
-        tokens.pop()
-    if tokens:
-        tokens[-1] = int(tables.stripped[tokens[-1]])
-    return tokens
 
 
 def flipped(problem_id: str, texts: Sequence[str], noise: float, seed: int) -> bool:

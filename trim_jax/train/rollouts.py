@@ -19,6 +19,7 @@ from trim_jax import api
 from trim_jax.engine.engine import Engine, EngineConfig
 from trim_jax.engine.sampling import Sampling, fold, row_key, uniform
 from trim_jax.engine.steps import POLICY_STREAM
+from trim_jax.engine.store import StepStore
 from trim_jax.policies.learned import Priced
 from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem
@@ -47,14 +48,16 @@ class Player:
         sampling: Sampling = Sampling(),
         instruction: str = "",
         prm_system: str = "",
+        store: StepStore | None = None,
     ):
         # Ways to explore are of one class: their traces are told apart by a variant.
         self.policies = [dataclasses.replace(p, variant=f"{i}") for i, p in enumerate(policies)]
         self.trio, self.instruction, self.prm_system = trio, instruction, prm_system
         self.max_steps, self.context = engine.max_steps, engine.max_context
         self.engine = Engine(
-            trio.models, trio.params, trio.tables, self.policies, engine, sampling, trio.mesh
-        )
+            trio.models, trio.params, trio.tables, self.policies, engine, sampling, trio.mesh,
+            store=store,
+        )  # fmt: skip
         folders = {name: str(path) for name, path in trio.folders.items()}
         self.origin = repr((folders, engine, sampling, instruction, prm_system))
         self.solutions = 0
@@ -78,6 +81,7 @@ class Player:
         written = list(self.engine.run(asked))
         self.solutions += len(written)
         traces = api.traces(written, problems, self.trio, self.policies)
+        self.engine.keep_steps()
         names = [self.policies[i].full_name for i in which]
         return self._episodes(traces, names, problems, seed)
 
