@@ -13,8 +13,9 @@ def get_config() -> ConfigDict:
 
     # Folder that the results are written to. The same command resumes a run that was killed.
     config.out = "results/arith-sweep"
-    # Folder of steps that models have computed, which no run with this folder computes again; each
-    # adds its own. Solutions and charges are the same without. Empty: none is kept.
+    # Folder of steps that the models have written and judged. A solution goes as far as the steps in
+    # it take it before a model is asked, and the run adds its own. Solutions and charges are the
+    # same without. Empty: none are kept.
     config.store = ""
     # Sampling seeds; every problem is solved once per seed.
     config.seeds = (0, 1, 2)

@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
     # What is measured.
     config.bench = ConfigDict()
     # Which parts: throughput (with the floor), memory, sharing, which times all thresholds in one
-    # run against a run for each, with a store of steps and without, simulator, and main_job, which times the whole of
-    # `trim-jax sweep` in a process of its own.
+    # run against a run for each, with a store of steps and without, simulator, and main_job, which
+    # times the whole of `trim-jax sweep` in a process of its own.
     config.bench.parts = ("throughput", "memory", "sharing", "simulator")
     # Batch sizes: rows a model call works on. Each is run with as many solutions in flight, and
     # with eight times as many.

@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     """300 problems of `test`, one seed."""
     config = study.get_config()
     config.out = "results/arith-study-quick"
+    config.store = ""
     config.seeds = (0,)
     config.data.limit = 300
     config.sweep.validation = 150

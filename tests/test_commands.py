@@ -106,7 +106,7 @@ def sweep_arguments(folders, out):
 
 def test_a_collection_holds_both_models_steps_behind_every_text_of_the_small_one(folders, tmp_path):
     arguments = ["collect", *flags(folders), *SMALL_ENGINE, f"--config.out={tmp_path / 'out'}",
-                 "--config.data.limit=3", "--config.collect.detours=3", "--config.sweep.bootstrap=20",
+                 f"--config.store={tmp_path / 'steps'}", "--config.data.limit=3", "--config.collect.detours=3", "--config.sweep.bootstrap=20",
                  "--config.sweep.thresholds=0,1", "--config.sweep.random=0.5"]  # fmt: skip
     assert cli.main(arguments) == 0
     result = load_result(tmp_path / "out")

@@ -1,5 +1,6 @@
 """Several hosts: two processes write what one writes, also resumed; what fails is said once."""
 
+import json
 import os
 import pickle
 import queue
@@ -22,6 +23,7 @@ from tiny import tiny_engine, tiny_trio
 from trim_jax import cli
 from trim_jax.engine import hosts
 from trim_jax.errors import ConfigError, DataError
+from trim_jax.eval.traces import load_result
 from trim_jax.policies.registry import make_policy
 from trim_jax.policies.simple import Never, Threshold
 
@@ -86,6 +88,34 @@ def test_two_hosts_killed_and_resumed_write_what_one_writes(folders, tmp_path): 
     differing = {name for name in one if one[name] != two[name]}
     assert {name for name in differing if Path(name).name not in names} == set()
     assert len(one["traces.jsonl"].splitlines()) >= 160
+
+    # Half of twelve problems are known from a run on one device.
+    store, few = f"--config.store={tmp_path / 'steps'}", "--config.data.limit={}"
+    alone = [*arguments, store, few.format(6), f"--config.out={tmp_path / 'alone'}"]
+    assert cli.main(alone) == 0
+    codes, said = ended(start([*arguments, store, few.format(12)], tmp_path / "half", 2, cache))
+    assert codes == [0, 0], said
+    work = [tokens_by_chunk(tmp_path / run) for run in ("half", "two")]
+    assert work[0][0] == 0 < work[0][1] < work[1][1] and work[0][2] == work[1][2]
+    want = {key: trace for key, trace in plain_traces(tmp_path / "two").items() if key[0] < 12}
+    assert plain_traces(tmp_path / "half") == want
+
+
+def tokens_by_chunk(folder):
+    """The tokens that the models worked on, of each chunk of a result folder."""
+    chunks = sorted((folder / "chunks").glob("*.json"))
+    return [sum(row[1] for row in json.loads(path.read_text())["executed"]) for path in chunks]
+
+
+def plain_traces(folder):
+    """By problem, seed, policy and settings: actions, texts and charges of the traces."""
+    result = load_result(folder)
+    at = {problem.id: i for i, problem in enumerate(result.problems)}
+    return {
+        (at[t.problem_id], t.seed, t.policy, t.settings):
+            (t.ledger, [(s.action, s.text, s.draft) for s in t.steps])
+        for t in result.traces
+    }  # fmt: skip
 
 
 # ---- What is said, with threads for processes and a log for a machine ----

@@ -32,5 +32,7 @@ def test_the_sentence_counts_runs_histories_and_tokens(result):
     assert text.startswith(f"{runs:,} runs have {len(lines):,} distinct histories.")
     assert text.endswith("2.0 times less.")
     assert sharing.sentence(dataclasses.replace(result, executed=None)) == ""
-    known = dataclasses.replace(result, executed={"score": {"used": 0}})
-    assert sharing.sentence(known).endswith("none had to be computed, earlier runs had kept all.")
+    served = {"score": {"used": 0}, "served": {"slots": 0, "used": 0, "calls": 1234}}
+    assert sharing.sentence(dataclasses.replace(result, executed=served)).endswith(
+        "none had to be computed (1,234 steps and judgements were known from earlier runs)."
+    )

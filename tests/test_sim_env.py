@@ -148,6 +148,18 @@ def test_policies_see_the_observation_of_the_engine():
     assert (obs.right <= obs.prefix_right).all() and (obs.min_score == 1).all()
 
 
+def test_trimmed_to_its_longest_plan_it_is_the_same_process():
+    process = simple_process(steps=4).replace(effect_sd=jnp.ones(2), history=True)
+    process = process.replace(
+        n_steps=jnp.array([3, 5]), kinds=plans(jnp.array([3, 5]), process.max_steps)
+    )
+    short = process.trimmed()
+    assert (process.max_steps, short.max_steps) == (30, 5)
+    whole, trimmed = (env.rollout(p, Threshold((0.0, 0.5, 1.0)), KEY, 500) for p in (process, short))
+    jax.tree.map(np.testing.assert_array_equal, whole, trimmed)
+    assert env.reset(short, KEY, 2).scores.shape == (2, 5)
+
+
 def test_histories_are_kept_on_demand():
     process = simple_process().replace(history=True)
     state = env.reset(process, KEY, 3)

@@ -14,6 +14,7 @@ from trim_jax.policies.judged import judged
 from trim_jax.policies.learned import Q
 from trim_jax.policies.saved import load_policy
 from trim_jax.policies.takeover import Takeover
+from trim_jax.sim.process import simple_process
 from trim_jax.train import policies as training
 from trim_jax.train.policies import (
     RECIPES, Order, Recipe, check_names, in_order, train_missing,
@@ -55,18 +56,21 @@ def test_what_a_recipe_begins_with_comes_before_it(monkeypatch):
 
 
 def test_what_is_judged_learns_from_what_was_judged(tmp_path):
-    material = training.Material(ORDER, None, SimpleNamespace(max_steps=3, of="scores"), tmp_path)
-    vars(material)["judged_process"] = SimpleNamespace(max_steps=3, of="likelihoods")
-    seen = []
+    scored, likely = simple_process(p_small=0.8), simple_process(p_small=0.6)
+    material = training.Material(ORDER, None, scored, tmp_path)
+    vars(material)["judged_process"] = likely
+    worlds = []
 
     def make(config, policy, world):
-        seen.append(world.process.of)
+        worlds.append(world)
         return lambda key: SimpleNamespace(weights={}, steps=np.zeros(1))
 
     for wrap, name in ((None, "q"), (judged, "q-judged")):
         done = material._learned(Q((10.0,), features=Features(price=True)), make, None, wrap)
         assert done.policy.full_name == name
-    assert seen == ["scores", "likelihoods"]
+    for world, process in zip(worlds, (scored, likely)):
+        np.testing.assert_array_equal(world.process.logit, process.logit[:, :, :4])
+        assert world.max_steps == 4  # those of its plan, not of the engine
 
 
 def test_policies_have_their_names_and_may_begin_with_others(tmp_path, short, monkeypatch):

@@ -42,6 +42,9 @@ class Players:
         found = jax.tree.map(lambda *x: jnp.stack(x), *(play(ENV, p, key, worth) for p in own))
         return jax.tree.map(lambda x: x.reshape(len(own), len(WORTHS), n, *x.shape[2:]), found)
 
+    def keep_steps(self):
+        """There are none."""
+
     def play(self, weights, problems, seed, which):
         self.asked.append((problems[0].id, problems[-1].id, len(problems), seed, tuple(which)))
         self.solutions += len(which) * len(WORTHS) * len(problems)

@@ -10,11 +10,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from trim_jax.engine.engine import Cells, Engine, EngineConfig, Request, Solution
@@ -22,13 +25,13 @@ from trim_jax.engine.rows import LEDGER, MODELS
 from trim_jax.engine.sampling import Sampling
 from trim_jax.engine.store import StepStore
 from trim_jax.engine.tokens import TokenTables, token_tables
-from trim_jax.errors import CheckpointError, DataError
+from trim_jax.errors import CheckpointError, DataError, ResultError
 from trim_jax.eval.traces import Ledger, ModelLedger, StepTrace, Trace
 from trim_jax.models.hf import load_config, load_model
 from trim_jax.models.qwen2 import ModelConfig
 from trim_jax.policies.base import Policy
 from trim_jax.policies.registry import make_policy
-from trim_jax.provenance import hash_checkpoint
+from trim_jax.provenance import arithmetic, hash_checkpoint
 from trim_jax.sharding import by_path, param_shardings
 from trim_jax.tasks import arith, prompts
 from trim_jax.tasks.data import Problem
@@ -218,11 +221,15 @@ def step_store(
     Raises:
       CheckpointError: a file of the folder is damaged. ResultError: it cannot be made.
     """
+    tables = hashlib.sha256()
+    for field in dataclasses.fields(trio.tables):
+        tables.update(np.asarray(getattr(trio.tables, field.name)).tobytes())
+    common = (tables.hexdigest(), arithmetic())
     limits = (engine.max_context, engine.max_step_tokens)
     origins = []
     for name, model in zip(MODELS, trio.models):
-        writes = (sampling, limits) if model.head == "lm" else ()
-        origins.append(repr((hash_checkpoint(trio.folders[name]), model, *writes)))
+        writes = (sampling, limits) if name != "prm" else ()
+        origins.append(repr((hash_checkpoint(trio.folders[name]), model, common, *writes)))
     return StepStore(origins, folder)
 
 
@@ -256,6 +263,7 @@ def route(
 
     Raises:
       DataError: a prompt that cannot be asked; all of them are named before anything runs.
+      CheckpointError, ResultError: a file of the store is damaged, or its folder cannot be made.
     """
     trio = trio if trio is not None else load_trio()
     if isinstance(policy, str):
@@ -266,9 +274,12 @@ def route(
         store=step_store(store, trio, engine, sampling) if store else None,
     )  # fmt: skip
     asked = requests(trio, [policy], problems, seeds, instruction, prm_system)
-    solutions = list(machine.run(asked))
-    machine.keep_steps()
-    return traces(solutions, problems, trio, [policy])
+    found = traces(list(machine.run(asked)), problems, trio, [policy])
+    try:
+        machine.keep_steps()
+    except ResultError as error:
+        warnings.warn(f"{error}. The traces are complete, their steps are not kept", stacklevel=2)
+    return found
 
 
 def parameters(trio: Trio) -> dict[str, int]:

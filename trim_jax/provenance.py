@@ -42,23 +42,35 @@ def collect(weights: Mapping[str, Path], data: Sequence[Any] | str | Path) -> di
         CheckpointError: A checkpoint folder does not exist or holds no weights.
         DataError: The data file cannot be read.
     """
-    import jax  # not at the top: the command line answers --help without loading JAX
+    import jax
 
     commit, dirty = _commit(Path(trim_jax.__file__).resolve())
-    device = jax.devices()[0]
+    where = arithmetic()
     return {
         "schema_version": SCHEMA_VERSION,
         "commit": commit,
         "uncommitted_changes": dirty,
         "versions": {"python": platform.python_version(), "trim_jax": trim_jax.__version__,
                      **{name: importlib.metadata.version(name) for name in _PACKAGES}},
-        "device": {"platform": device.platform, "kind": device.device_kind,
-                   "count": jax.device_count(), "processes": jax.process_count()},
-        "numerics": {"xla_flags": _without_paths(os.environ.get("XLA_FLAGS", "")),
-                     "matmul_precision": jax.config.jax_default_matmul_precision,
-                     "x64": jax.config.jax_enable_x64},
+        "device": {**where["device"], "count": jax.device_count(),
+                   "processes": jax.process_count()},
+        "numerics": where["numerics"] | {
+            "xla_flags": _without_paths(os.environ.get("XLA_FLAGS", ""))},
         "weights": {name: hash_checkpoint(folder) for name, folder in weights.items()},
         "data": hash_data(data),
+    }
+
+
+def arithmetic() -> dict[str, Any]:
+    """What decides how models compute besides their weights: versions, device, numerics."""
+    import jax  # not at the top: the command line answers --help without loading JAX
+
+    device = jax.devices()[0]
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "numerics": {"matmul_precision": jax.config.jax_default_matmul_precision,
+                     "x64": jax.config.jax_enable_x64},
     }
 
 

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from trim_jax.config import to_json
 from trim_jax.errors import TrimError
 
+RUNS = 8  # after each of which memory is looked at
 # What the children run; their last line of output is JSON.
 _GROWTH = "from trim_jax.bench.footprint import growth_child; growth_child()"
 _COMMAND = "from trim_jax.bench.footprint import command_child; command_child()"
@@ -39,16 +40,18 @@ def peak_megabytes(who: int = resource.RUSAGE_SELF) -> float:
 
 
 def memory_growth(config: ConfigDict) -> dict[str, float]:
-    """Peak memory of a process after a number of problems, and after four times as many more.
+    """Peak memory of a process after each of several runs of as many problems, with other seeds.
+
+    It rises in the first runs, until every buffer of the host has once been as full as it gets.
 
     Returns:
-      {"problems", "peak_mb", "more_problems", "peak_mb_after_more", "growth_mb"}.
+      {"problems": of each run, "peaks_mb": after each}.
     """
     return _child(_GROWTH, [], to_json(config))
 
 
 def growth_child() -> None:
-    """Route N problems, then 4 N others, and print the peaks; the config comes on stdin."""
+    """Route N problems a few times, and print the peaks; the config comes on stdin."""
     from trim_jax.bench import throughput
     from trim_jax.commands import setup
     from trim_jax.tasks.data import load_problems
@@ -56,19 +59,15 @@ def growth_child() -> None:
     config = ConfigDict(json.load(sys.stdin))
     setup.enable_compilation_cache()
     slots = config.engine.slots
-    problems = load_problems(config.data.source, config.data.split, 5 * slots)
+    problems = load_problems(config.data.source, config.data.split, 2 * slots)
     trio = setup.load_models(config)
     engine = throughput.make_engine(config, trio, config.engine.rows, slots)
-    n = min(slots, len(problems) // 5)
     peaks = []
-    for part in (problems[:n], problems[n:]):
-        asked = throughput.requests(config, trio, part, seed=0)
+    for seed in range(RUNS):
+        asked = throughput.requests(config, trio, problems, seed)
         collections.deque(engine.run(asked), maxlen=0)
         peaks.append(peak_megabytes())
-    print(json.dumps({
-        "problems": n, "peak_mb": peaks[0], "more_problems": len(problems) - n,
-        "peak_mb_after_more": peaks[1], "growth_mb": peaks[1] - peaks[0],
-    }))  # fmt: skip
+    print(json.dumps({"problems": len(problems), "peaks_mb": peaks}))
 
 
 def main_job(config: ConfigDict) -> dict[str, float]:

@@ -57,10 +57,10 @@ def run(config: ConfigDict) -> dict[str, Any]:
     return result
 
 
-def _memory_table(memory: dict[str, float]) -> str:
-    return (f"peak memory: {memory['peak_mb']:.0f} MB after {memory['problems']} problems, "
-            f"{memory['peak_mb_after_more']:.0f} MB after {memory['more_problems']} more "
-            f"({memory['growth_mb']:+.1f} MB)")  # fmt: skip
+def _memory_table(memory: dict[str, Any]) -> str:
+    peaks = ", ".join(f"{peak:.0f}" for peak in memory["peaks_mb"])
+    return (f"peak memory after each of {len(memory['peaks_mb'])} runs of {memory['problems']} "
+            f"problems: {peaks} MB")  # fmt: skip
 
 
 def _job_table(job: dict[str, float]) -> str:

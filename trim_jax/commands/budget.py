@@ -116,6 +116,10 @@ class Steering:
     def loop(self) -> Any:
         return self._engine.loop
 
+    @property
+    def served(self) -> int:
+        return self._engine.served
+
     def run(self, requests: Iterable[Request]) -> Iterator[Solution]:
         """As `Engine.run`, at the dial of the first chunk that is not finished."""
         dial = np.float32(self._upto_date()[-1].dial)

@@ -27,6 +27,7 @@ from trim_jax.commands import setup
 from trim_jax.commands.collect import collecting_policies
 from trim_jax.commands.sweep import VALIDATION_SEEDS, Runs, open_part, sweep_policies
 from trim_jax.engine.engine import Cells
+from trim_jax.engine.store import StepStore
 from trim_jax.errors import ConfigError
 from trim_jax.eval import figures, selected, sharing, study, walltime
 from trim_jax.eval.choice import choose_setting
@@ -107,12 +108,16 @@ class _Study:
 
     def __init__(self, config: ConfigDict, trio: api.Trio, out: Path):
         self.config, self.trio, self.out = config, trio, out
-        self.store = setup.open_store(config, trio)
 
     @property
     def judges(self) -> bool:
         """Whether a policy learns from drafts that the large model judged."""
         return any(RECIPES[name].judges for name in self.config.study.policies)
+
+    @functools.cached_property
+    def store(self) -> StepStore | None:
+        """The steps that are known from earlier; nobody needs them to draw a report again."""
+        return setup.open_store(self.config, self.trio)
 
     def path(self, part: str) -> Path:
         return self.out if part == "test" else self.out / part

@@ -2,7 +2,9 @@
 
 Problems are solved in chunks, in the order of the data set; a chunk that is written is never
 computed again. A chunk starts from an idle engine, so its results, bit for bit, do not depend on
-when the run was killed and resumed.
+when the run was killed and resumed. Known steps (`config.store`) are those of earlier chunks and
+runs; their scores may differ from those of a run without them in the last digits, as between
+batches.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from trim_jax.engine.engine import Cells, Engine, Request, Solution
 from trim_jax.engine.loop import initial_carry
 from trim_jax.engine.rows import CALLS
 from trim_jax.eval.report import write_report
-from trim_jax.eval.traces import PolicySpec, histories, index_files
+from trim_jax.eval.traces import SERVED, PolicySpec, histories, index_files
 from trim_jax.policies.base import Policy
 from trim_jax.policies.simple import Always, Never, Oracle, Random, Threshold
 from trim_jax.results import ResultFolder
@@ -60,7 +62,8 @@ def run(config: ConfigDict, dry_run: bool = False) -> Path | None:
     trio = setup.load_models(config)
     context = config.engine.max_context
     prompts.check_prompts(trio.tokenizer, [*problems, *held_out], data.instruction, context)
-    engine = setup.make_engine(config, trio, policies, setup.open_store(config, trio))
+    store = None if dry_run else setup.open_store(config, trio)
+    engine = setup.make_engine(config, trio, policies, store)
     work = Runs(config, trio, engine, policies)
     if dry_run:
         work.predict(problems, held_out)
@@ -111,20 +114,25 @@ class Runs:
                 if index in done:
                     bar.skip(chunk)
                     continue
-                begun, before = time.perf_counter(), self.engine.executed.copy()
+                begun = time.perf_counter()
+                before, served = self.engine.executed.copy(), self.engine.served
                 solutions = list(bar.watch(self.engine.run(self._requests(chunk, seeds, chosen))))
                 traces = api.traces(solutions, chunk, self.trio, self.policies)
                 seconds = time.perf_counter() - begun
                 folder.update_timings({"seconds_by_chunk": {f"{index:05d}": round(seconds, 3)}})
-                executed = (self.engine.executed - before).tolist()
-                folder.write_chunk(index, histories(traces), {"executed": executed})
+                work = {"executed": (self.engine.executed - before).tolist(),
+                        "served": self.engine.served - served}  # fmt: skip
+                folder.write_chunk(index, histories(traces), work)
                 # Only now: a chunk that is solved again then finds what it found the first time.
                 self.engine.keep_steps()
         folder.finish(len(chunks))
-        total = np.sum([folder.chunk_extra(i)["executed"] for i in range(len(chunks))], axis=0)
+        extras = [folder.chunk_extra(i) for i in range(len(chunks))]
+        total = np.sum([extra["executed"] for extra in extras], axis=0)
         names = ("slots", "used", "calls")
         kinds = self.engine.loop.kinds.values()
         executed = {kind: dict(zip(names, map(int, row))) for kind, row in zip(kinds, total)}
+        if served := sum(extra.get("served", 0) for extra in extras):
+            executed[SERVED] = dict(zip(names, (0, 0, served)))
         folder.write_json("executed.json", executed)
         specs = {}
         for policy in (self.policies[i] for i in chosen):
@@ -164,10 +172,9 @@ class Runs:
         size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
         sample = list(problems[: min(len(problems), 24)])
         chosen = range(len(self.policies))
-        asked = lambda some: self._requests(some, self.config.seeds[:1], chosen)  # noqa: E731
-        list(self.engine.run(asked(sample[:1]), anew=True))  # compile
+        list(self.engine.run(self._requests(sample[:1], self.config.seeds[:1], chosen)))  # compile
         begun = time.perf_counter()
-        solved = list(self.engine.run(asked(sample), anew=True))
+        solved = list(self.engine.run(self._requests(sample, self.config.seeds[:1], chosen)))
         seconds = (time.perf_counter() - begun) / len(sample) * tasks
         print(f"rows      {tasks} to start with, forking to about "
               f"{round(len(solved) / len(sample) * tasks)}; they stand for {tasks * settings} runs")

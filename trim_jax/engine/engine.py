@@ -132,6 +132,7 @@ class Engine:
         that did useful work, and the calls, summed over all runs of this engine.
       machine: its device side.
       store: the steps that are known; may be another one, or None, between two runs.
+        A row is taken as far as they go when it begins; from there on the models write it.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class Engine:
         The text of a solution depends on its request alone, never on the others in flight.
 
         Args:
-          anew: ask the models for everything, even for what the store knows; for measuring them.
+          anew: leave the store alone, and ask the models for everything; for measuring them.
 
         Raises:
           DataError, ValueError: see `check`. ConfigError: a policy plans what it does not announce.
@@ -242,6 +243,7 @@ class Engine:
         queues: list[list[Rows]] = [[] for _ in range(self.shards)]
         exhausted = False
         finished: list[Rows] = []
+        store = None if anew else self.store
         seen: Seen | None = None
         self.machine.begin(fresh=not self._idle)
         self._idle = False  # until the end: what a run that raises has left is not gone on with
@@ -251,17 +253,19 @@ class Engine:
                 wanted = self.loop.queue * self.shards - len(pending)
                 fresh = list(itertools.islice(source, wanted))
                 exhausted = len(fresh) < wanted
-                items = []
+                items: Iterable[Rows] = []
                 for request in fresh:
                     self.check(request)
                     items.append(self._item(request, len(numbered)))
                     numbered.append(request)
-                if self.store is not None and not anew:
-                    known, items = self._replay.advance(items, self.store)
-                    for record in known:
-                        yield self._solution(record, numbered[int(record.item)])
-                    self._check_latest(own)
-                pending.extend(map(self._without_caches, items))
+                if store is not None:
+                    items = self._replay.advance(items, store)
+                for row in items:
+                    if row.phase == R.DONE:
+                        yield self._solution(row, numbered[int(row.item)])
+                        self._check_latest(own)
+                    else:
+                        pending.append(self._without_caches(row))
             for _ in range(self.loop.queue):  # deal evenly over the shards
                 for queue in queues:
                     if pending and len(queue) < self.loop.queue:
@@ -290,12 +294,17 @@ class Engine:
                     pending.appendleft(self._without_caches(record))
                     continue
                 finished.append(record)
-                if self.store is not None:
+                if store is not None:
                     prompt = len(numbered[int(record.item)].prompt)
-                    self.store.learn(record, prompt, self.loop.tables)
+                    store.learn(record, prompt, self.loop.tables)
         self._idle = True
         for record in finished:
             yield self._solution(record, numbered[int(record.item)])
+
+    @property
+    def served(self) -> int:
+        """Pieces of work, steps written or judged, that stores have spared the models."""
+        return self._replay.served
 
     def keep_steps(self) -> None:
         """Write what the store has learned to its folder; nothing without a store.

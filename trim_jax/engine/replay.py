@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +28,15 @@ WIDTH = 128  # rows that are taken on at once
 _FAR = np.iinfo(np.int32).max
 
 
-class Replayed(NamedTuple):
-    """Records of finished solutions, and rows that wait for a model."""
-
-    finished: list[Rows]
-    waiting: list[Rows]
-
-
 class Replay:
-    """Takes the rows of a loop on with the steps of a store."""
+    """Takes the rows of a loop on with the steps of a store.
+
+    Attributes:
+      served: pieces of work, steps written or judged, that were taken from stores.
+    """
 
     def __init__(self, config: LoopConfig):
-        self.config = config
+        self.config, self.served = config, 0
         self._weights = [policy.weights for policy in config.policies]
         self._settle = jax.jit(self._settled)
 
@@ -47,23 +44,28 @@ class Replay:
         """Give a policy other weights, of the same shapes."""
         self._weights[policy] = weights
 
-    def advance(self, items: Iterable[Rows], store: StepStore) -> Replayed:
-        """Take each of `items`, rows without a leading axis, as far as the store goes."""
-        todo, done = collections.deque(items), Replayed([], [])
+    def advance(self, items: Iterable[Rows], store: StepStore) -> Iterator[Rows]:
+        """Each of `items`, rows without a leading axis, as far as the store goes, parted as they do.
+
+        Those that are DONE are records of finished solutions, the others wait for a model.
+        """
+        todo = collections.deque(items)
         batch = jax.tree.map(np.array, self.config.blank(WIDTH))
         while True:
             for i in np.flatnonzero(batch.phase == R.FREE)[: len(todo)]:
                 _put(batch, i, todo.popleft())
             busy = np.flatnonzero(batch.phase != R.FREE)
             if not len(busy):
-                return done
+                return
             batch = jax.tree.map(np.array, self._settle(self._weights, batch))
             for i in busy:
                 phase = batch.phase[i]
                 if phase in (R.PARTING, R.PARTING_PLANS):
                     todo.appendleft(_part(batch, i))
-                elif phase == R.DONE or not self._serve(batch, i, store):
-                    (done.finished if phase == R.DONE else done.waiting).append(_take(batch, i))
+                elif phase != R.DONE and self._serve(batch, i, store):
+                    self.served += 1
+                else:
+                    yield _take(batch, i)
                     batch.phase[i] = R.FREE
 
     def _settled(self, weights: list[Any], rows: Rows) -> Rows:
@@ -146,6 +148,8 @@ class Replay:
         return True
 
     def _judge(self, rows: Rows, i: int, store: StepStore) -> bool:
+        if not rows.draft_loglik.shape[1]:  # the engine will say what is wrong with this policy
+            return False
         begin, n = int(rows.n_tokens[i]), int(rows.draft_n[i])
         draft = Text(rows.tokens[i, begin : begin + n], bool(rows.ended[i]))
         found = store.loglik(rows.tokens[i, :begin], draft)

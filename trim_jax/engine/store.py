@@ -1,10 +1,12 @@
 """Steps that the models have written and judged before, on disk, for the runs that follow.
 
 What a model writes depends on its weights, the sampling and the limits of a step, on (seed,
-problem), and on the text it has read; what it makes of a draft on that alone. So each such piece of
-work has a name, a hash of all it depends on, and whoever asks for it again finds it under that name:
-another policy, another command, or a run with another process reward model, which finds the steps
-but not their scores. Nothing has to be refused, what was made otherwise is just not found.
+problem), and on the text it has read; what it makes of a draft on weights and text alone. So each
+such piece of work has a name, a hash of what it depends on besides the model, and each model has a
+folder, named after the hash of everything else. Whoever comes to the same text with the same model
+finds the piece under its name; what was made otherwise is just not found.
+
+    FOLDER/large-1f0c.../7d2e....npz    pieces of one model, of one chunk of work; never changed
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from trim_jax.engine.tokens import TokenTables, bare_step
 from trim_jax.errors import CheckpointError
 from trim_jax.results import atomic_write, make_folder
 
+# To be raised when the engine writes or judges otherwise than before: older pieces are not found.
+VERSION = 1
 _NAME_BYTES = 16  # two of 10^12 names are the same with a probability of 10^-15
 _WRITE, _PEEK, _ENTROPY, _SCORE, _LOGLIK = b"write", b"peek", b"entropy", b"score", b"loglik"
 _ARRAYS = ("text_names", "tokens", "ends", "stopped", "number_names", "numbers")
@@ -40,97 +44,130 @@ class Text(NamedTuple):
 class StepStore:
     """Steps, first tokens, scores and likelihoods by what they depend on.
 
-    All of it is in memory, about 200 bytes a step and 100 a score; a folder keeps it between runs.
+    All pieces of its three models are in memory, about 220 bytes a step and 130 a judgement; a
+    folder keeps them between runs.
     """
 
     def __init__(self, origins: Sequence[str], folder: str | Path | None = None):
         """
         Args:
-          origins: of small, large and PRM, what decides their work besides what they read: hashes
-            of the weights, the arithmetic, and for the two that write the sampling and the limits.
+          origins: of small, large and PRM, what decides their work besides what they read and who
+            asks: weights, arithmetic, and for the two that write the sampling and the limits.
           folder: of the pieces that earlier runs have kept, and of those that `keep` will.
 
         Raises:
           CheckpointError: a file of the folder is damaged. ResultError: it cannot be made.
         """
-        self._keys = [hashlib.sha256(origin.encode()).digest() for origin in origins]
-        self._texts: dict[bytes, bytes] = {}
-        self._numbers: dict[bytes, float] = {}
-        self._new_texts: list[bytes] = []  # names of what no file holds yet
-        self._new_numbers: list[bytes] = []
-        self._folder = None if folder is None else Path(folder)
-        if self._folder is not None:
-            make_folder(self._folder, field="store")
-            for part in sorted(self._folder.glob("*.npz")):
-                self._read(part)
+        self._pieces = []
+        for model, origin in zip(R.MODELS, origins, strict=True):
+            digest = hashlib.sha256(f"{VERSION} {origin}".encode()).hexdigest()[:16]
+            self._pieces.append(_Pieces(Path(folder) / f"{model}-{digest}" if folder else None))
 
     def __len__(self) -> int:
-        return len(self._texts) + len(self._numbers)
-
-    # ---------------------------------------------------------------------------------- to find
+        return sum(len(pieces.texts) + len(pieces.numbers) for pieces in self._pieces)
 
     def step(self, writer: int, key: np.ndarray, prefix: np.ndarray) -> Text | None:
         """What a language model writes behind `prefix` [n] with the key data [2] of a row."""
-        return _unpacked(self._texts.get(self._name(writer, _WRITE, key, prefix)))
+        return self._pieces[writer].text(_name(_WRITE, key, prefix))
 
     def peek(self, key: np.ndarray, prefix: np.ndarray) -> tuple[int, float] | None:
         """The first token that the small model draws there, and the entropy of that draw."""
-        token = _unpacked(self._texts.get(self._name(R.SMALL, _PEEK, key, prefix)))
-        entropy = self._numbers.get(self._name(R.SMALL, _ENTROPY, prefix))
-        return None if token is None or entropy is None else (int(token.tokens[0]), entropy)
+        small = self._pieces[R.SMALL]
+        token, entropy = small.text(_name(_PEEK, key, prefix)), _name(_ENTROPY, prefix)
+        if token is None or entropy not in small.numbers:
+            return None
+        return int(token.tokens[0]), small.numbers[entropy]
 
     def score(self, stream: np.ndarray) -> float | None:
         """PRM score at the last separator of `stream` [n], which ends with it."""
-        return self._numbers.get(self._name(R.PRM, _SCORE, stream))
+        return self._pieces[R.PRM].numbers.get(_name(_SCORE, stream))
 
     def loglik(self, prefix: np.ndarray, draft: Text) -> float | None:
         """Mean log-likelihood of a draft under the large model."""
-        return self._numbers.get(self._judgement(prefix, draft))
-
-    # ----------------------------------------------------------------------------------- to keep
+        return self._pieces[R.LARGE].numbers.get(_judgement(prefix, draft))
 
     def learn(self, record: Rows, prompt: int, tables: TokenTables) -> None:
         """Take in the record of one finished solution, whose prompt has `prompt` tokens."""
         text, stream = record.tokens, record.prm_tokens[: int(record.n_prm)]
-        ends = np.flatnonzero(stream == tables.separator)
-        ends = ends[ends >= record.prm_prompt] + 1  # of each step in the stream
-        begin, thrown = prompt, 0
-        for t in range(int(record.t)):
-            writer, prefix = int(record.writer[t]), text[:begin]
-            written = Text(text[begin : record.step_end[t]], bool(record.stopped[t, writer]))
-            self._put_text(self._name(writer, _WRITE, record.key, prefix), written)
-            draft = written if writer == R.SMALL else None
-            if record.draft_cost[t] >= 0:
-                tokens = record.discarded[thrown : record.discarded_end[t]]
-                thrown = int(record.discarded_end[t])
-                draft = Text(tokens, bool(record.stopped[t, R.SMALL]))
-                self._put_text(self._name(R.SMALL, _WRITE, record.key, prefix), draft)
-                if not np.isnan(record.draft_score[t]):
-                    before = stream[: ends[t - 1] if t else int(record.prm_prompt)]
-                    bare = [*bare_step(tokens, tables), tables.separator]
-                    tried = np.concatenate([before, np.array(bare, stream.dtype)])
-                    self._put_number(self._name(R.PRM, _SCORE, tried), record.draft_score[t])
-            if not np.isnan(record.score[t]):
-                self._put_number(self._name(R.PRM, _SCORE, stream[: ends[t]]), record.score[t])
+        read = np.flatnonzero(stream == tables.separator) + 1
+        read = [int(record.prm_prompt), *read[read > record.prm_prompt]]  # before each step
+        ends, thrown = record.step_end[: int(record.t)].tolist(), 0
+        for t, (begin, end) in enumerate(zip([prompt, *ends], ends)):
+            prefix, writer = text[:begin], int(record.writer[t])
+            kept = Text(text[begin:end], bool(record.stopped[t, writer]))
+            self._pieces[writer].put_text(_name(_WRITE, record.key, prefix), kept)
+            self._learn_score(stream[: read[t + 1]], record.score[t])
             if len(record.first_entropy) and not np.isnan(record.first_entropy[t]):
                 first = Text(record.first_token[t : t + 1], False)
-                self._put_text(self._name(R.SMALL, _PEEK, record.key, prefix), first)
-                entropy = self._name(R.SMALL, _ENTROPY, prefix)
-                self._put_number(entropy, record.first_entropy[t])
+                self._pieces[R.SMALL].put_text(_name(_PEEK, record.key, prefix), first)
+                entropy = record.first_entropy[t]
+                self._pieces[R.SMALL].put_number(_name(_ENTROPY, prefix), entropy)
+            draft = kept if writer == R.SMALL else None
+            if record.draft_cost[t] >= 0:
+                last, room = int(record.discarded_end[t]), len(record.discarded)
+                tokens, thrown = record.discarded[thrown:last], last
+                if last < room:  # else it may be cut short
+                    draft = Text(tokens, bool(record.stopped[t, R.SMALL]))
+                    self._pieces[R.SMALL].put_text(_name(_WRITE, record.key, prefix), draft)
+                    tried = [*stream[: read[t]], *bare_step(tokens, tables), tables.separator]
+                    self._learn_score(np.array(tried, stream.dtype), record.draft_score[t])
             if draft is not None and len(record.draft_loglik):
                 if not np.isnan(record.draft_loglik[t]):
-                    self._put_number(self._judgement(prefix, draft), record.draft_loglik[t])
-            begin = int(record.step_end[t])
+                    name = _judgement(prefix, draft)
+                    self._pieces[R.LARGE].put_number(name, record.draft_loglik[t])
 
     def keep(self) -> None:
-        """Write what is new to the folder, if there is one, as one more file.
+        """Write what is new to the folder, if there is one, as one more file a model.
 
         Raises:
           ResultError: the folder cannot be written or is full; what it holds is as it was.
         """
-        if self._folder is None or not (self._new_texts or self._new_numbers):
+        for pieces in self._pieces:
+            pieces.keep()
+
+    def _learn_score(self, stream: np.ndarray, score: np.ndarray) -> None:
+        if not np.isnan(score):
+            self._pieces[R.PRM].put_number(_name(_SCORE, stream), score)
+
+
+class _Pieces:
+    """What one model has done.
+
+    Attributes:
+      texts, numbers: by name. folder: where they are kept; None keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.texts: dict[bytes, bytes] = {}
+        self.numbers: dict[bytes, float] = {}
+        self.folder = folder
+        self._new_texts: list[bytes] = []  # names of what no file holds yet
+        self._new_numbers: list[bytes] = []
+        if folder is not None:
+            make_folder(folder, field="store")
+            for path in sorted(folder.glob("*.npz")):
+                self._read(path)
+
+    def text(self, name: bytes) -> Text | None:
+        found = self.texts.get(name)
+        if found is None:
+            return None
+        return Text(np.frombuffer(found, np.int32, offset=1), bool(found[0]))
+
+    def put_text(self, name: bytes, text: Text) -> None:
+        if name not in self.texts:
+            self.texts[name] = bytes([text.stopped]) + np.asarray(text.tokens, np.int32).tobytes()
+            self._new_texts.append(name)
+
+    def put_number(self, name: bytes, value: np.ndarray) -> None:
+        if name not in self.numbers:
+            self.numbers[name] = float(value)
+            self._new_numbers.append(name)
+
+    def keep(self) -> None:
+        if self.folder is None or not (self._new_texts or self._new_numbers):
             return
-        texts = [_unpacked(self._texts[name]) for name in self._new_texts]
+        texts = [self.text(name) for name in self._new_texts]
         names = lambda found: np.frombuffer(b"".join(found), np.uint8)  # noqa: E731
         values = (
             names(self._new_texts),
@@ -138,36 +175,13 @@ class StepStore:
             np.cumsum([len(text.tokens) for text in texts], dtype=np.int64),
             np.array([text.stopped for text in texts], bool),
             names(self._new_numbers),
-            np.array([self._numbers[name] for name in self._new_numbers], np.float32),
-        )  # fmt: skip
+            np.array([self.numbers[name] for name in self._new_numbers], np.float32),
+        )
         file = io.BytesIO()
         np.savez(file, **dict(zip(_ARRAYS, values)))
-        # Runs side by side may share a folder: names that no other will choose.
-        path = self._folder / f"{os.urandom(8).hex()}.npz"
-        atomic_write(path, [file.getvalue()], field="store")
+        # Runs side by side may share a folder: a name that no other will choose.
+        atomic_write(self.folder / f"{os.urandom(8).hex()}.npz", [file.getvalue()], field="store")
         self._new_texts, self._new_numbers = [], []
-
-    # -----------------------------------------------------------------------------------------
-
-    def _name(self, model: int, kind: bytes, *parts: np.ndarray) -> bytes:
-        name = hashlib.blake2b(digest_size=_NAME_BYTES, key=self._keys[model], person=kind)
-        for part in parts:
-            name.update(np.ascontiguousarray(part))
-        return name.digest()
-
-    def _judgement(self, prefix: np.ndarray, draft: Text) -> bytes:
-        begin = np.array([len(prefix), draft.stopped], np.int32)
-        return self._name(R.LARGE, _LOGLIK, begin, prefix, draft.tokens)
-
-    def _put_text(self, name: bytes, text: Text) -> None:
-        if name not in self._texts:
-            self._texts[name] = bytes([text.stopped]) + np.asarray(text.tokens, np.int32).tobytes()
-            self._new_texts.append(name)
-
-    def _put_number(self, name: bytes, value: np.ndarray) -> None:
-        if name not in self._numbers:
-            self._numbers[name] = float(value)
-            self._new_numbers.append(name)
 
     def _read(self, path: Path) -> None:
         try:
@@ -176,23 +190,34 @@ class StepStore:
                     file[array] for array in _ARRAYS
                 )
             texts = np.split(tokens, ends[:-1]) if len(ends) else []
-            self._texts |= {
+            self.texts |= {
                 name: bytes([flag]) + text.tobytes()
                 for name, text, flag in zip(_split(names), texts, stopped.tolist(), strict=True)
             }
-            self._numbers |= zip(_split(number_names), numbers.tolist(), strict=True)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            self.numbers |= zip(_split(number_names), numbers.tolist(), strict=True)
+        except (
+            OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError,
+            zipfile.BadZipFile,
+        ) as error:  # fmt: skip
             raise CheckpointError(
                 f"{path}: not steps of an earlier run, or damaged ({error}); remove it, and what it "
                 "held is computed again"
             ) from error
 
 
+def _name(kind: bytes, *parts: np.ndarray) -> bytes:
+    name = hashlib.blake2b(digest_size=_NAME_BYTES, person=kind)
+    for part in parts:
+        name.update(np.ascontiguousarray(part))
+    return name.digest()
+
+
+def _judgement(prefix: np.ndarray, draft: Text) -> bytes:
+    begin = np.array([len(prefix), draft.stopped], np.int32)
+    return _name(_LOGLIK, begin, prefix, draft.tokens)
+
+
 def _split(names: np.ndarray) -> list[bytes]:
     """Names that lie end to end."""
     data = names.tobytes()
     return [data[i : i + _NAME_BYTES] for i in range(0, len(data), _NAME_BYTES)]
-
-
-def _unpacked(found: bytes | None) -> Text | None:
-    return None if found is None else Text(np.frombuffer(found, np.int32, offset=1), bool(found[0]))

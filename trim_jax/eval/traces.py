@@ -15,7 +15,8 @@ A result folder holds, for this package (all JSON is UTF-8):
     the resolved configuration and the origin of the run, shown in the report.
 ``executed.json`` (optional)
     row-slots that were really executed, by kind of work:
-    ``{"decode_small": {"slots": 900, "used": 850, "calls": 12}, ...}``.
+    ``{"decode_small": {"slots": 900, "used": 850, "calls": 12}, ...}``; ``served`` counts the pieces
+    of work that the steps of earlier runs have spared.
 ``validation/`` (optional)
     another result folder, of the same policies on the validation split. Settings are chosen
     there, never on the test problems.
@@ -41,6 +42,7 @@ MODELS = ("small", "large", "prm")
 COUNTERS = ("kept", "discarded", "prefilled", "scored", "calls")
 # Those that are tokens, which a model reads or writes: positions in COUNTERS.
 TOKEN_COUNTERS = tuple(i for i, name in enumerate(COUNTERS) if name != "calls")
+SERVED = "served"  # what no model executed: pieces of work that were known
 FINISHES = ("boxed", "eos", "steps", "context")
 # Who writes the accepted step under each action: only `direct` has no draft at all.
 WRITER_OF_ACTION = {"accept": "small", "regenerate": "large", "direct": "large"}

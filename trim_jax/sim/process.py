@@ -38,6 +38,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 S0, S1, S2 = range(3)
 SMALL, LARGE = range(2)
@@ -98,6 +99,12 @@ class Process:
     @property
     def max_steps(self) -> int:
         return self.logit.shape[2]
+
+    def trimmed(self) -> Process:
+        """The same process with a step limit of its longest plan; for trainings, whose work grows
+        with the limit. Not under jit."""
+        longest = int(np.max(self.n_steps))
+        return self.replace(kinds=self.kinds[:, :longest], logit=self.logit[:, :, :longest])
 
 
 def plans(n_steps: jax.Array, max_steps: int) -> jax.Array:

@@ -164,7 +164,7 @@ class Material:
         return self._learned(policy, q.make_train, config, wrap)
 
     def _learned(self, policy, make: Callable, config, wrap: Wrap | None) -> Training:
-        process = self.judged_process if wrap is judged else self.process
+        process = (self.judged_process if wrap is judged else self.process).trimmed()
         begun = time.perf_counter()
         world = Environment(process, env.reset, env.observe, env.step, process.max_steps)
         world = handing_over(world) if wrap is takeover else world

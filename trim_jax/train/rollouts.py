@@ -81,9 +81,12 @@ class Player:
         written = list(self.engine.run(asked))
         self.solutions += len(written)
         traces = api.traces(written, problems, self.trio, self.policies)
-        self.engine.keep_steps()
         names = [self.policies[i].full_name for i in which]
         return self._episodes(traces, names, problems, seed)
+
+    def keep_steps(self) -> None:
+        """As `Engine.keep_steps`."""
+        self.engine.keep_steps()
 
     def _episodes(
         self, traces: Sequence, names: Sequence[str], problems: Sequence[Problem], seed: int

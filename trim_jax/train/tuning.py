@@ -72,7 +72,8 @@ class Tuned(NamedTuple):
       held_out: `Summary` [rounds + 1, settings] of the greedy policy, from the start on.
       steps: environment steps learned from, counted as if every price had run alone.
       solutions: that the models wrote, held-out ones included; prices share them.
-      seconds: of all rounds, compilation included, what a killed run has lost excluded.
+      seconds: of all rounds, compilation included, what a killed run has lost excluded; fewer where
+        steps were known.
     """
 
     policy: Priced
@@ -218,6 +219,7 @@ def tune(
             counts = [steps, written, time.perf_counter() - begun]
             state = state._replace(counts=state.counts + jnp.asarray(counts))
             atomic_write(folder / STATE, [save(_numbered(state))])
+            player.keep_steps()  # only now: a round that is played again finds what it found first
             bar.set_postfix_str(f"held out {float(state.gain[at]):+.4f} +- {state.error[at]:.4f}")
             bar.update()
     best_round = int(state.gain.argmax())
