@@ -10,6 +10,7 @@ import pytest
 from sim_runs import simulated_result
 from trim_jax.errors import ResultError
 from trim_jax.eval import traces as T
+from trim_jax.policies.learned import Agg
 from trim_jax.policies.simple import Threshold
 from trim_jax.sim import compare, env, fit, tables
 from trim_jax.sim.events import read_events
@@ -103,6 +104,18 @@ def test_comparison_and_figure(fitted, result):
     assert found.share.mean_error < 0.03 and (found.share.predicted[[0, -1]] == [0, 1]).all()
     assert "5 inside" in compare.table_of([found])
     assert [ax.get_title("left") for ax in compare.figure([found]).axes] == ["TRIM-Thr"]
+
+
+def test_networks_of_their_own_are_simulated_one_by_one_to_the_same_end(truth, monkeypatch):
+    policy = Agg((10.0, 100.0, 1000.0))
+    keys = jax.random.split(jax.random.key(1), 3)
+    weights = jax.tree.map(lambda x: 5.0 * x, jax.vmap(policy.init_weights)(keys))
+    policy = dataclasses.replace(policy, weights=weights)
+    monkeypatch.setattr(compare, "ROWS", 400)
+    want = env.rollout(truth, policy, jax.random.key(0), 400)
+    got = compare._simulate(truth, policy, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert len(np.unique(got.strong_tokens)) == 3
 
 
 def test_events_are_counted_once(result):

@@ -80,6 +80,11 @@ class Priced(base.Policy):
     parameter: ClassVar[str] = "worth"
     explore: bool = False
 
+    @property
+    def networks(self) -> int:
+        """How many there are: one for all settings, unless a class says one for each."""
+        return 1
+
     def __post_init__(self):
         super().__post_init__()
         if not self.settings[0] > 0:

@@ -18,6 +18,7 @@ from trim_jax.eval.choice import find_anchor
 from trim_jax.eval.names import label_of
 from trim_jax.eval.traces import Result, tables
 from trim_jax.policies.base import Policy
+from trim_jax.policies.learned import Priced
 from trim_jax.policies.simple import Always, Oracle, Random, Threshold
 from trim_jax.sim.env import Rollout, rollout
 from trim_jax.sim.process import Process
@@ -106,11 +107,23 @@ def compare(
 
 def _simulate(process: Process, policy: Policy, key: jax.Array) -> Rollout:
     state = sum(x.nbytes for x in jax.tree.leaves(policy.init(1)))
-    if state <= LARGE_STATE:
+    # A network for each setting: all of them would be run for every row.
+    apart = isinstance(policy, Priced) and policy.networks > 1
+    if state <= LARGE_STATE and not apart:
         return rollout(process, policy, key, ROWS)
-    rows = min(ROWS, MEMORY // state)
-    each = [rollout(process, policy, key, rows, (dial,)) for dial in policy.settings]
+    rows = ROWS if state <= LARGE_STATE else min(ROWS, MEMORY // state)
+    each = []
+    for i, dial in enumerate(policy.settings):
+        one = _of_network(policy, i) if apart else policy
+        each.append(rollout(process, one, key, rows, (dial,)))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *each)
+
+
+def _of_network(policy: Priced, i: int) -> Priced:
+    """The policy with its i-th network only, which then decides at any dial."""
+    weights = jax.tree.map(lambda x: x[i : i + 1], policy.weights)
+    # The same settings for all of them: only then does one compilation serve them.
+    return dataclasses.replace(policy, settings=policy.settings[:1], weights=weights)
 
 
 def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
