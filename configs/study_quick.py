@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     """300 problems of `test`, one seed."""
     config = study.get_config()
     config.out = "results/arith-study-quick"
-    config.store = ""
+    config.store = ""  # without tuning nothing is asked for twice
     config.seeds = (0,)
     config.data.limit = 300
     config.sweep.validation = 150

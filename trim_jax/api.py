@@ -254,8 +254,8 @@ def route(
       seeds: every problem is solved once per seed.
       instruction: put before each problem. prm_system: system turn of the PRM.
       sampling, engine: settings of the language models and of the loop.
-      store: folder of steps that earlier runs have computed, which are not computed again; those of
-        this run are added.
+      store: folder of steps that earlier runs have computed. A solution goes as far as they take it
+        before a model is asked, and what this run computes is added.
 
     Returns:
       One trace per (problem, seed, distinct history), sorted; `trace.settings` tells for which of

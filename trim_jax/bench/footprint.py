@@ -39,7 +39,7 @@ def peak_megabytes(who: int = resource.RUSAGE_SELF) -> float:
     return resource.getrusage(who).ru_maxrss / unit
 
 
-def memory_growth(config: ConfigDict) -> dict[str, float]:
+def memory_growth(config: ConfigDict) -> dict[str, Any]:
     """Peak memory of a process after each of several runs of as many problems, with other seeds.
 
     It rises in the first runs, until every buffer of the host has once been as full as it gets.

@@ -156,10 +156,8 @@ class Replay:
         if found is None:
             return False
         rows.draft_loglik[i, rows.t[i]] = found
-        _read(rows, i, R.LARGE, begin - 1, prefilled=_FAR)
-        _hold(rows, i, R.LARGE, begin - 1)
         end = begin - 1 + int(rows.decoded[i])
-        _read(rows, i, R.LARGE, end, prefilled=0)
+        _read(rows, i, R.LARGE, end, prefilled=begin - 1)
         _hold(rows, i, R.LARGE, end)
         rows.phase[i] = R.DECIDING
         return True
