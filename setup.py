@@ -42,8 +42,9 @@ setup(
     ],
     extras_require={
         # torch is the reference of the parity tests only; the package itself never imports it.
-        "test": ["pytest>=8.0,<10", "hypothesis>=6.100,<7", "setuptools>=70.1", "torch==2.13.0",
-                 "nbclient>=0.10,<0.12", "nbformat>=5.10,<6", "ipykernel>=6.29,<8"],
+        "test": ["pytest>=8.0,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7",
+                 "setuptools>=70.1", "torch==2.13.0", "nbclient>=0.10,<0.12", "nbformat>=5.10,<6",
+                 "ipykernel>=6.29,<8"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
     },

@@ -5,11 +5,26 @@ Set here and not in the tests, because JAX reads these once, when it is first im
 
 import os
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
                            + " --xla_force_host_platform_device_count=8").strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Runs all tests in two processes, a file in each: most of the time goes to compiling, which
+    keeps one core busy. Tests that are named run in one process; the command line overrides.
+    """
+    option = config.option
+    named = config.args_source == config.ArgsSource.ARGS
+    one = named or option.usepdb or "PYTEST_XDIST_WORKER" in os.environ
+    if not one and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses, option.dist = 2, "loadfile"
+        option.loadscopereorder = False  # many tests are no sign of long ones
 
 
 def pytest_configure(config):

@@ -1,9 +1,12 @@
 """After warm-up nothing compiles, and memory does not grow with the number of problems."""
 
+import contextlib
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
-from tiny import NEVER, THR, requests, shared_engine
+from tiny import NEVER, POLICIES, THR, requests, shared_engine, tiny_engine
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -15,7 +18,9 @@ def warm_engine():
     return engine
 
 
-def test_nothing_compiles_after_warm_up(warm_engine):
+@contextlib.contextmanager
+def compilations():
+    """Seconds of each compilation that happens inside."""
     seen = []
 
     def listen(event, duration, **_):
@@ -24,6 +29,13 @@ def test_nothing_compiles_after_warm_up(warm_engine):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_nothing_compiles_after_warm_up(warm_engine):
+    with compilations() as seen:
         for asked in (requests([5]), requests(range(3)), requests(range(20), [THR]), []):
             list(warm_engine.run(asked))
         half = warm_engine.run(requests(range(6)))
@@ -33,8 +45,22 @@ def test_nothing_compiles_after_warm_up(warm_engine):
         assert not seen, f"{len(seen)} programs were compiled"
         jax.jit(lambda x: x + len(seen))(np.float32(1.0))
         assert seen, "the listener hears compilations"
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_an_equal_engine_compiles_nothing_and_another_one_does(warm_engine):
+    want = [solution.steps for solution in warm_engine.run(requests([1]))]
+    tables = dataclasses.replace(warm_engine.loop.tables)
+    with compilations() as seen:
+        again = tiny_engine(tables=tables)
+        assert [solution.steps for solution in again.run(requests([1]))] == want
+        assert not seen, f"{len(seen)} programs were compiled"
+    other = dataclasses.replace(POLICIES[THR], settings=(0.25, 0.75))
+    changed = [
+        dict(slots=9), dict(policies=(*POLICIES[:THR], other, *POLICIES[THR + 1 :])),
+        dict(tables=dataclasses.replace(tables, is_eos=~tables.is_eos)),
+    ]  # fmt: skip
+    programs = [warm_engine, *(tiny_engine(**change) for change in changed)]
+    assert len({engine.machine.run for engine in programs}) == len(programs)
 
 
 def live_bytes():

@@ -192,14 +192,16 @@ def _over_random_texts(config: ModelConfig, params: dict) -> np.ndarray:
     return np.concatenate(logits).astype(np.float64)
 
 
-def tiny_engine(mesh=None, params=None, policies=POLICIES, store=None, **sizes) -> Engine:
-    """A new engine, compiled at its first run; `sizes` are fields of `EngineConfig`."""
+def tiny_engine(
+    mesh=None, params=None, policies=POLICIES, store=None, tables=None, **sizes
+) -> Engine:
+    """A new engine; `sizes` are fields of `EngineConfig`."""
     trio = tiny_trio()
     defaults = dict(slots=8, rows=4, tail_rows=4, decode_chunk=4, extend_chunk=8)
     limits = dict(max_context=CONTEXT, max_steps=STEPS, max_step_tokens=STEP_TOKENS)
     config = EngineConfig(**(limits | defaults | sizes))
     return Engine(
-        trio.models, params or trio.params, trio.tables, policies, config, mesh=mesh,
+        trio.models, params or trio.params, tables or trio.tables, policies, config, mesh=mesh,
         prm_extra=PRM_EXTRA, store=store,
     )  # fmt: skip
 

@@ -1,8 +1,32 @@
-"""How long loops are compiled."""
+"""How long loops are compiled, and when not again."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
+
+PROGRAMS = 4  # kept of each kind: those of a study's parts, not of everything a notebook tried
+
+
+def shared(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, which jits what its arguments say, with the same result for equal arguments.
+
+    Arguments that cannot be hashed, as a user's policy may be, get a result of their own.
+    """
+    kept = functools.lru_cache(maxsize=PROGRAMS)(make)
+
+    @functools.wraps(make)
+    def made(*args: Any) -> Any:
+        try:
+            hash(args)
+        except TypeError:
+            return make(*args)
+        return kept(*args)
+
+    return made
 
 
 def loop_options() -> dict[str, bool] | None:

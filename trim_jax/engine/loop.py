@@ -35,9 +35,11 @@ WORK = ("catch_up_small", "catch_up_large", "score", "decode_large", "decode_sma
 ASKED_FOR = {PEEK: "peek", JUDGE: "judge"}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class LoopConfig:
     """Static settings of the loop, for one shard of the data axis.
+
+    Equal ones, whose policies may differ in weights, give the same program.
 
     Attributes:
       models: configurations of small, large and PRM.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from trim_jax.engine import loop
 from trim_jax.engine.loop import Carry, LoopConfig
 from trim_jax.engine.rows import Rows
 from trim_jax.sharding import DATA
-from trim_jax.xla import loop_options
+from trim_jax.xla import loop_options, shared
 
 TICKS = 48  # of the loop between two looks by the host, at most
 
@@ -32,6 +33,23 @@ class Seen(NamedTuple):
     ticks: jax.Array
 
 
+@shared
+def programs(config: LoopConfig, mesh: Mesh | None) -> tuple[Callable, Callable]:
+    """`loop.initial_carry` and `loop.run`, jitted.
+
+    A second engine of the same shape, as every call of `trim_jax.route` makes one, so compiles
+    nothing.
+    """
+    init = functools.partial(loop.initial_carry, config)
+    run = functools.partial(loop.run, config, max_ticks=TICKS)
+    if mesh is not None:
+        rows, none = PartitionSpec(DATA), PartitionSpec()
+        wrap = functools.partial(jax.shard_map, mesh=mesh, axis_names={DATA}, check_vma=False)
+        init = wrap(init, in_specs=(), out_specs=rows)
+        run = wrap(run, in_specs=(none, none, rows), out_specs=rows)
+    return jax.jit(init), jax.jit(run, donate_argnums=2, compiler_options=loop_options())
+
+
 class Machine:
     """One run of the loop at a time, on one device or a mesh.
 
@@ -47,24 +65,11 @@ class Machine:
         self.config, self.params, self.mesh = config, params, mesh
         self.weights = tuple(self._replicated(policy.weights) for policy in config.policies)
         self._carry: Carry | None = None
-        self.init, self.run = self._compile()
+        self.init, self.run = programs(config, mesh)
         self._whole = lambda tree: tree
         if self._spans_processes:
             everywhere = NamedSharding(mesh, PartitionSpec())
             self._whole = jax.jit(lambda tree: tree, out_shardings=everywhere)
-
-    def _compile(self):
-        init = functools.partial(loop.initial_carry, self.config)
-        run = functools.partial(loop.run, self.config, max_ticks=TICKS)
-        if self.mesh is not None:
-            rows, none = PartitionSpec(DATA), PartitionSpec()
-            wrap = functools.partial(
-                jax.shard_map, mesh=self.mesh, axis_names={DATA}, check_vma=False
-            )
-            init = wrap(init, in_specs=(), out_specs=rows)
-            run = wrap(run, in_specs=(none, none, rows), out_specs=rows)
-        options = loop_options()
-        return jax.jit(init), jax.jit(run, donate_argnums=2, compiler_options=options)
 
     def begin(self, fresh: bool) -> None:
         """Begin a run: with what the last one has left idle or, if `fresh`, with new caches."""

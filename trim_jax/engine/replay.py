@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -23,9 +23,28 @@ from trim_jax.engine.loop import LoopConfig
 from trim_jax.engine.rows import Rows
 from trim_jax.engine.store import StepStore, Text
 from trim_jax.engine.tokens import START_STATE
+from trim_jax.xla import shared
 
 WIDTH = 128  # rows that are taken on at once
 _FAR = np.iinfo(np.int32).max
+
+
+@shared
+def _settled(config: LoopConfig) -> Callable[[list[Any], Rows], Rows]:
+    """Of weights and rows: the rows taken on until each is done, parts, or waits for a model."""
+
+    def settled(weights: list[Any], rows: Rows) -> Rows:
+        learned = zip(config.policies, weights)
+        policies = [dataclasses.replace(policy, weights=own) for policy, own in learned]
+
+        def settle(rows: Rows) -> Rows:
+            rows = steps.move_on(rows, policies, config.tables, config.max_step_tokens, WIDTH)
+            return steps.decide(rows, policies, WIDTH)
+
+        unsettled = lambda rows: (steps.goes_on(rows) | (rows.phase == R.DECIDING)).any()  # noqa: E731
+        return jax.lax.while_loop(unsettled, settle, jax.tree.map(jnp.asarray, rows))
+
+    return jax.jit(settled)
 
 
 class Replay:
@@ -38,7 +57,7 @@ class Replay:
     def __init__(self, config: LoopConfig):
         self.config, self.served = config, 0
         self._weights = [policy.weights for policy in config.policies]
-        self._settle = jax.jit(self._settled)
+        self._settle = _settled(config)
 
     def load_weights(self, policy: int, weights: Any) -> None:
         """Give a policy other weights, of the same shapes."""
@@ -67,19 +86,6 @@ class Replay:
                 else:
                     yield _take(batch, i)
                     batch.phase[i] = R.FREE
-
-    def _settled(self, weights: list[Any], rows: Rows) -> Rows:
-        """Rows taken on until each is done, parts, or waits for a model."""
-        c = self.config
-        learned = zip(c.policies, weights)
-        policies = [dataclasses.replace(policy, weights=own) for policy, own in learned]
-
-        def settle(rows: Rows) -> Rows:
-            rows = steps.move_on(rows, policies, c.tables, c.max_step_tokens, WIDTH)
-            return steps.decide(rows, policies, WIDTH)
-
-        unsettled = lambda rows: (steps.goes_on(rows) | (rows.phase == R.DECIDING)).any()  # noqa: E731
-        return jax.lax.while_loop(unsettled, settle, jax.tree.map(jnp.asarray, rows))
 
     def _serve(self, rows: Rows, i: int, store: StepStore) -> bool:
         """Do what row i waits for, if the store knows what comes of it."""

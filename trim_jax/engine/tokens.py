@@ -24,9 +24,9 @@ EMPTY, EMPTY_NEWLINE, TEXT, TEXT_NEWLINE, OVER = range(5)
 START_STATE = EMPTY
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TokenTables:
-    """Arrays indexed by token id.
+    """Arrays indexed by token id; equal if they hold the same, so that programs can be shared.
 
     Attributes:
       step_next: int8 [V, 5], the step automaton after this token; `OVER` absorbs.
@@ -46,6 +46,16 @@ class TokenTables:
     is_eos: np.ndarray
     delimiter: int
     separator: int
+
+    def _content(self) -> tuple[bytes, ...]:
+        fields = dataclasses.fields(self)
+        return tuple(np.asarray(getattr(self, field.name)).tobytes() for field in fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenTables) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
 
 
 def _step_automaton(text: str, state: int) -> int:

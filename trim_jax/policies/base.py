@@ -118,7 +118,10 @@ class Policy:
         return f"{self.name}-{self.variant}" if self.variant else self.name
 
     def init(self, rows: int) -> Any:
-        """State carried by every row between steps, a pytree of arrays with leading axis `rows`."""
+        """State carried by every row between steps, a pytree of arrays with leading axis `rows`.
+
+        Its values must not depend on `weights`, which may be exchanged.
+        """
         del rows
         return ()
 
