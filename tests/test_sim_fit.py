@@ -98,11 +98,19 @@ def test_the_frontier_is_predicted(truth, fitted, result):
 
 
 def test_comparison_and_figure(fitted, result):
-    (found,) = compare.compare(fitted[0], result)
+    (found,) = compare.compare(fitted[0], result, fitted=result)
     assert found.policy == "thr" and len(found.accuracy.predicted) == len(THRESHOLDS)
-    assert found.accuracy.inside.all() and found.accuracy.mean_error < 0.03
-    assert found.share.mean_error < 0.03 and (found.share.predicted[[0, -1]] == [0, 1]).all()
-    assert "5 inside" in compare.table_of([found])
+    for series in (found.accuracy, found.share):
+        assert np.abs(series.predicted - series.recorded).max() < 0.05
+        np.testing.assert_allclose(series.fitted, series.recorded)
+    assert found.accuracy.inside(found.accuracy.predicted).all()
+    assert not found.accuracy.inside(found.accuracy.high + 0.01).any()
+    assert (found.share.predicted[[0, -1]] == [0, 1]).all()
+    _, line = compare.table_of([found]).splitlines()
+    assert line.count("5 inside, 0.00 points") == 2 and line.count("inside") == 4
+    # What ran at other settings, or was not given, says nothing.
+    few = dataclasses.replace(found.accuracy, fitted=None)
+    assert " - " in compare.table_of([dataclasses.replace(found, accuracy=few)])
     assert [ax.get_title("left") for ax in compare.figure([found]).axes] == ["TRIM-Thr"]
 
 

@@ -243,8 +243,10 @@ class _Study:
         scored = compare.known_policies(test) | {
             name: policy for name, policy in learned.items() if not (policy.peeks or policy.judges)
         }
-        predicted = compare.compare(fitted_environment(collected, steps)[0], test, scored)
+        process = fitted_environment(collected, steps)[0]
+        predicted = compare.compare(process, test, scored, fitted=collected)
         if self.judges:
             judging = {name: on_scores(policy) for name, policy in learned.items() if policy.judges}
-            predicted += compare.compare(judged_process(collected, steps), test, judging)
+            process = judged_process(collected, steps)
+            predicted += compare.compare(process, test, judging, fitted=collected)
         return predicted

@@ -16,7 +16,7 @@ from trim_jax.eval import figures, style
 from trim_jax.eval.bootstrap import interval, resample
 from trim_jax.eval.choice import find_anchor
 from trim_jax.eval.names import label_of
-from trim_jax.eval.traces import Result, tables
+from trim_jax.eval.traces import Result, Table, tables
 from trim_jax.policies.base import Policy
 from trim_jax.policies.learned import Priced
 from trim_jax.policies.simple import Always, Oracle, Random, Threshold
@@ -32,21 +32,26 @@ LARGE_STATE, MEMORY = 1024, 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One quantity of every setting (S): predicted, recorded, and the recorded 95 % interval."""
+    """One quantity of every setting (S): predicted, recorded, and the recorded 95 % interval.
+
+    `fitted` is what was recorded on the problems that the simulator was fitted to, if this policy
+    ran on them, or None. A perfect simulator would say this, and miss the others' intervals as often.
+    """
 
     predicted: np.ndarray
     recorded: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    fitted: np.ndarray | None = None
 
-    @property
-    def inside(self) -> np.ndarray:
-        """bool [S]: the prediction is within the interval (to the rounding of floats)."""
-        return (self.predicted >= self.low - 1e-6) & (self.predicted <= self.high + 1e-6)
+    def inside(self, guess: np.ndarray) -> np.ndarray:
+        """bool [S]: `guess` is within the interval (to the rounding of floats)."""
+        return (guess >= self.low - 1e-6) & (guess <= self.high + 1e-6)
 
-    @property
-    def mean_error(self) -> float:
-        return float(np.abs(self.predicted - self.recorded).mean())
+    def agreement(self, guess: np.ndarray) -> str:
+        """Settings at which `guess` is inside, and its mean absolute error."""
+        error = np.abs(guess - self.recorded).mean()
+        return f"{self.inside(guess).sum()} inside, {100 * error:.2f} points"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,39 +75,53 @@ def known_policies(result: Result) -> dict[str, Policy]:
 
 
 def compare(
-    process: Process, result: Result, policies: dict[str, Policy] | None = None, seed: int = 0
-) -> list[Comparison]:
+    process: Process, result: Result, policies: dict[str, Policy] | None = None, seed: int = 0,
+    fitted: Result | None = None,
+) -> list[Comparison]:  # fmt: skip
     """Predicts `policies` of a recorded run, by name; by default those that need no weights.
 
+    Args:
+      fitted: the run that `process` was fitted to, for `Series.fitted`.
+
     Raises:
-      ResultError: the run has no strong-only anchor, or cells without a trace.
+      ResultError: a run has no strong-only anchor, or cells without a trace.
     """
     policies = known_policies(result) if policies is None else policies
     key = jax.random.key(seed)
     strong = float(rollout(process, Always(), key, ROWS).strong_tokens[0])
-    found = tables(result)
+    found, known = tables(result), tables(fitted) if fitted is not None else {}
     drawn = resample(len(result.problems), len(result.seeds), RESAMPLES)
-    name, setting = find_anchor(found, "always")
-    anchor = found[name].strong_tokens[setting : setting + 1]
+    anchor = _anchor(found)
     out = []
     for name, policy in policies.items():
         table = found[name]
         simulated = _simulate(process, policy, key)
         share = lambda tokens, full: tokens / full[..., :1]  # noqa: E731
+        means = lambda x: x.mean((1, 2))  # noqa: E731
+        solved = spent = None
+        if name in known and known[name].policy.settings == table.policy.settings:
+            solved = means(known[name].correct)
+            spent = share(means(known[name].strong_tokens), means(_anchor(known)))
         low, high = _interval(drawn.means(table.correct))
         accuracy = Series(
-            np.asarray(simulated.accuracy, float), table.correct.mean((1, 2)), low, high
+            np.asarray(simulated.accuracy, float), means(table.correct), low, high, solved
         )
         low, high = _interval(share(drawn.means(table.strong_tokens), drawn.means(anchor)))
-        recorded = share(table.strong_tokens.mean((1, 2)), anchor.mean((1, 2)))
+        recorded = share(means(table.strong_tokens), means(anchor))
         tokens = np.asarray(simulated.strong_tokens, float) / strong
         out.append(
             Comparison(
                 name, table.policy.parameter, table.policy.settings, accuracy,
-                Series(tokens, recorded, low, high),
+                Series(tokens, recorded, low, high, spent),
             )
         )  # fmt: skip
     return out
+
+
+def _anchor(found: dict[str, Table]) -> np.ndarray:
+    """Strong tokens [1, problems, seeds] of the large model alone."""
+    name, setting = find_anchor(found, "always")
+    return found[name].strong_tokens[setting : setting + 1]
 
 
 def _simulate(process: Process, policy: Policy, key: jax.Array) -> Rollout:
@@ -132,15 +151,20 @@ def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def table_of(comparisons: Sequence[Comparison]) -> str:
-    """The comparison in text: settings within their intervals, and mean absolute errors."""
-    wide = 2 + max(len(c.policy) for c in comparisons)
-    lines = [f"{'policy':<{wide}}{'settings':>9}{'accuracy':>26}{'strong tokens':>26}"]
+    """The comparison in text: settings within their intervals, and mean absolute errors.
+
+    Of the prediction, and of what was recorded on the problems that it was fitted to.
+    """
+    wide, column = 2 + max(len(c.policy) for c in comparisons), 28
+    heads = [f"{quantity}, {guess}" for quantity in ("accuracy", "strong tokens")
+             for guess in ("predicted", "fitted to")]  # fmt: skip
+    lines = [f"{'policy':<{wide}}{'settings':>9}" + "".join(f"{head:>{column}}" for head in heads)]
     for c in comparisons:
-        parts = [f"{c.policy:<{wide}}{len(c.settings):>9}"]
-        for series, width in ((c.accuracy, 26), (c.share, 26)):
-            text = f"{series.inside.sum()} inside, {100 * series.mean_error:.2f} points"
-            parts.append(f"{text:>{width}}")
-        lines.append("".join(parts))
+        guesses = [(series, guess) for series in (c.accuracy, c.share)
+                   for guess in (series.predicted, series.fitted)]  # fmt: skip
+        cells = ["-" if guess is None else series.agreement(guess) for series, guess in guesses]
+        own = "".join(f"{cell:>{column}}" for cell in cells)
+        lines.append(f"{c.policy:<{wide}}{len(c.settings):>9}{own}")
     return "\n".join(lines)
 
 
