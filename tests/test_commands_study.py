@@ -1,6 +1,5 @@
 """The study from end to end with the shipped trio, little data and short trainings."""
 
-import dataclasses
 import json
 
 import pytest
@@ -20,17 +19,14 @@ SMALL = ["--config.study.train=50", "--config.data.limit=4", "--config.sweep.val
          "--config.engine.slots=64", "--config.engine.rows=32", "--config.study.query=false",
          "--config.sweep.thresholds=0,0.5,0.9,1", "--config.sweep.random=0.5",
          "--config.study.tune_rounds=1", "--config.study.tune_problems=4",
-         "--config.study.timed=2"]  # fmt: skip
+         "--config.study.timed=2",
+         # One of each kind: solved, learned, tuned on the models, judged, on likelihood, peeking.
+         "--config.study.policies=pomdp_filtered,q,q-tuned,q-judged,loglik,glimp"]  # fmt: skip
 
 
 @pytest.fixture
 def short(monkeypatch):
     """Trainings of a few updates, in this process."""
-    few = dict(updates=2, problems=8, validations=1, validation_problems=8)
-    for name in ("PPO", "PPO_SEQ"):
-        monkeypatch.setattr(
-            training, name, dataclasses.replace(getattr(training, name), **few)
-        )
     monkeypatch.setattr(training.q, "QConfig", lambda: QConfig(iterations=2, problems=8, memory=2))
     monkeypatch.setattr(study, "train_apart", training.train_missing)
 
