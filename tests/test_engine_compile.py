@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from tiny import NEVER, POLICIES, THR, requests, shared_engine, tiny_engine
 
+from trim_jax.policies.base import Policy
+from trim_jax.policies.learned import Q
+from trim_jax.policies.simple import Never
+
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -61,6 +65,27 @@ def test_an_equal_engine_compiles_nothing_and_another_one_does(warm_engine):
     ]  # fmt: skip
     programs = [warm_engine, *(tiny_engine(**change) for change in changed)]
     assert len({engine.machine.run for engine in programs}) == len(programs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asks(Policy):
+    """A user's policy that asks a trained one, whose weights nobody exchanges."""
+
+    other: Policy = Never()
+
+    def decide(self, dial, obs, state):
+        return self.other.decide(dial, obs, state)
+
+
+def test_weights_inside_a_policy_are_part_of_the_program():
+    trained = [Q((10.0,), weights={"w": np.full(2, value)}) for value in (0.0, 1.0)]
+    engines = [tiny_engine(policies=(policy,)) for policy in trained]
+    assert engines[0].machine.run is engines[1].machine.run  # traced
+    asking = [tiny_engine(policies=(Asks(other=policy),)) for policy in [*trained, trained[0]]]
+    assert asking[0].machine.run is not asking[1].machine.run
+    assert asking[0].machine.run is asking[2].machine.run
+    deep = [tiny_engine(policies=(Asks(other=Asks(other=policy)),)) for policy in trained]
+    assert deep[0].machine.run is not deep[1].machine.run
 
 
 def live_bytes():

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from trim_jax.engine.engine import Cells, Engine, EngineConfig, Request, Solution
@@ -221,9 +220,7 @@ def step_store(
     Raises:
       CheckpointError: a file of the folder is damaged. ResultError: it cannot be made.
     """
-    tables = hashlib.sha256()
-    for field in dataclasses.fields(trio.tables):
-        tables.update(np.asarray(getattr(trio.tables, field.name)).tobytes())
+    tables = hashlib.sha256(b"".join(trio.tables.content()))
     common = (tables.hexdigest(), arithmetic())
     limits = (engine.max_context, engine.max_step_tokens)
     origins = []

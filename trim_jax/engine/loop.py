@@ -24,7 +24,7 @@ from trim_jax.engine.sampling import Sampling
 from trim_jax.engine.tokens import TokenTables
 from trim_jax.engine.work import Tile
 from trim_jax.models.qwen2 import KV, ModelConfig, Qwen2, empty_kv
-from trim_jax.policies.base import Policy
+from trim_jax.policies.base import Policy, held_weights
 
 # Kinds of work, in the order of preference where two have equally full batches waiting.
 CATCH_UP_SMALL, CATCH_UP_LARGE, SCORE, DECODE_LARGE, DECODE_SMALL, PEEK, JUDGE = range(7)
@@ -39,7 +39,8 @@ ASKED_FOR = {PEEK: "peek", JUDGE: "judge"}
 class LoopConfig:
     """Static settings of the loop, for one shard of the data axis.
 
-    Equal ones, whose policies may differ in weights, give the same program.
+    Equal ones give the same program: their policies may differ in weights, which are traced, but
+    not in those of a policy inside another, which the program holds unless the outer one sees to it.
 
     Attributes:
       models: configurations of small, large and PRM.
@@ -74,6 +75,11 @@ class LoopConfig:
     queue: int
     out: int
     fork_reserve: int
+    _held: tuple[int, ...] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        # By identity: whoever compares two of them keeps both, and so the weights, alive.
+        object.__setattr__(self, "_held", tuple(map(id, held_weights(self.policies))))
 
     @property
     def cells(self) -> int:

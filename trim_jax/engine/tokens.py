@@ -47,15 +47,16 @@ class TokenTables:
     delimiter: int
     separator: int
 
-    def _content(self) -> tuple[bytes, ...]:
+    def content(self) -> tuple[bytes, ...]:
+        """The bytes of every field, in order."""
         fields = dataclasses.fields(self)
         return tuple(np.asarray(getattr(self, field.name)).tobytes() for field in fields)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TokenTables) and self._content() == other._content()
+        return isinstance(other, TokenTables) and self.content() == other.content()
 
     def __hash__(self) -> int:
-        return hash(self._content())
+        return hash(self.content())
 
 
 def _step_automaton(text: str, state: int) -> int:

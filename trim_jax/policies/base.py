@@ -133,3 +133,15 @@ class Policy:
     def decide(self, dial: jax.Array, obs: Observation, state: Any) -> tuple[jax.Array, Any]:
         """ACCEPT or REGENERATE for each row, and the state after this decision."""
         raise NotImplementedError
+
+
+def held_weights(policies: Any) -> list[Any]:
+    """The weights of the policies that `policies` (in tuples, lists, dicts) have in their fields."""
+    found = []
+    for policy in jax.tree.leaves(policies):
+        if isinstance(policy, Policy):
+            fields = [getattr(policy, field.name) for field in dataclasses.fields(policy)
+                      if field.name != "weights"]  # fmt: skip
+            inside = [x for x in jax.tree.leaves(fields) if isinstance(x, Policy)]
+            found += [x.weights for x in inside] + held_weights(inside)
+    return found
