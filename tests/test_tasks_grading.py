@@ -82,6 +82,38 @@ def test_math_verify_decides_what_is_not_plain(mixed):
     assert mixed[1] == [True, True, False, True, False, True, False]
 
 
+WRITTEN = [
+    # Line breaks and marks, which math-verify would not read inside dollars.
+    ("\\begin{pmatrix}\n-\\frac{1}{3} \\\\\n\\frac{5}{3}\n\\end{pmatrix}",
+     "\\begin{pmatrix} -1/3 \\\\ 5/3 \\end{pmatrix}", True),
+    ("\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}", "2", False),
+    ("\\begin{pmatrix} 1 \\\\[4pt] 2 \\end{pmatrix}",
+     "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", True),
+    ("\\frac{1}{2}", "0.5\n", True),
+    ("\\$5 \\text{ per hour}", "5", True),
+    ("-0.50", "-\\$0.50", True),
+    # Powers of ten, where math-verify reads Euler's number and rounds to six digits.
+    ("4.5 \\times 10^{33}", "4.5e33", True),
+    ("4.6 \\times 10^{33}", "4.5e33", False),
+    ("\\frac{9}{2}\\times 10^{33}", "4.5e33", True),
+    ("0.00001", "1e-5", True),
+    ("3 \\times 10^{-9}", "0.0000001", False),
+    ("10^{5}", "100,000", True),
+    # Spaces between digits.
+    ("12 345", "12345", True),
+    ("12\\,345", "12345", True),
+    ("1 2", "12", False),
+    ("1\\;2", "12", False),
+    ("2 1/3", "21/3", False),
+    ("1\t2", "12", False),
+]
+
+
+def test_how_answers_are_written():
+    verdicts = grade_many([(pred, gold) for pred, gold, _ in WRITTEN], processes=1)
+    assert [case for case, verdict in zip(WRITTEN, verdicts) if case[2] != verdict] == []
+
+
 def test_a_pair_that_takes_too_long_is_wrong_and_the_others_are_graded():
     start = time.monotonic()
     verdicts = grade_many(

@@ -446,11 +446,14 @@ def load_result(folder: str | Path) -> Result:
         raise ResultError(f"{folder}: no such result folder")
     policies, seeds = _read_policies(folder / "policies.json")
     executed = folder / "executed.json"
-    validation = folder / "validation"
+    config = _read_json(folder / "config.json")
+    # The harder problems of a study have their settings from the study's own validation.
+    transferred = folder.resolve().name == "hard" and "study" in config
+    validation = (folder.resolve().parent if transferred else folder) / "validation"
     return Result(
         folder=folder,
         name=folder.resolve().name,
-        config=_read_json(folder / "config.json"),
+        config=config,
         provenance=_read_json(folder / "provenance.json"),
         executed=_read_json(executed) if executed.exists() else None,
         policies=policies,
@@ -477,7 +480,7 @@ def tables(result: Result) -> dict[str, Table]:
     index = {name: np.full((len(spec.settings), len(problem_at), len(seed_at)), -1, np.int64)
              for name, spec in result.policies.items()}
     for number, trace in enumerate(result.traces):
-        what = f"{where}, line {number + 1}"
+        what = f"{where}, trace {number + 1}"
         if trace.policy not in index:
             raise ResultError(f"{what}: policy {trace.policy!r} is not in policies.json")
         if trace.problem_id not in problem_at:

@@ -183,7 +183,13 @@ def _reference_steps(problem: Problem) -> list[str]:
             f"problem {problem.id!r} comes from {problem.source!r}: true step labels and kinds "
             "exist for the benchmark arith only"
         )
-    return problem.solution.split(DELIMITER)
+    steps = problem.solution.split(DELIMITER)
+    if not all(step.split()[:1] and step.split()[0] in _LABEL_KINDS for step in steps):
+        raise DataError(
+            f"problem {problem.id!r} says that it comes from arith, but its solution is none of "
+            "arith's: give it another 'source' (without one it is the name of the file)"
+        )
+    return steps
 
 
 def _is_right(reference: str, step: str) -> bool:

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -169,7 +170,7 @@ def _text(row: dict[str, Any], field: str, numbers: bool = False) -> str | None:
     if value is None:
         return None
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
+        return format(Decimal(str(value)), "f")  # 0.00005, not 5e-05
     if not isinstance(value, str):
         raise ValueError(f"{field!r} must be text, not {_type_name(value)}")
     try:

@@ -22,7 +22,17 @@ from typing import Sequence
 DEFAULT_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 120.0  # a first import of sympy from a cold disk
 
-_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)?(?:\.\d+)?(?:[eE][+-]?\d{1,4})?")
+_POWER_OF_TEN = re.compile(
+    r"(?:(?P<factor>[^\s\\*×]*)\s*(?:\\times|\\cdot|\*|×)\s*)?"
+    r"10\s*\^\s*(?:\{\s*)?(?P<power>[+-]?\d{1,4})(?:\s*\})?"
+)
+# What math-verify would read as a multiple of Euler's number.
+_SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])")
+# The end of a line of a matrix with the space behind it, such as \\\\[4pt].
+_SPACING = re.compile(r"\\\\\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
+# Marks of LaTeX inside a text; not a printed dollar, nor the space behind a line of a matrix.
+_INSIDE = re.compile(r"(?<!\\)\$|\\boxed|(?<!\\)\\[(\[]")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 
 
@@ -79,7 +89,9 @@ def _grade_fast(pred: str | None, gold: str) -> bool | None:
 def _number(text: str) -> Decimal | None:
     text = _unwrap(text).replace("\\!", "").replace("{,}", ",").removeprefix("\\$").rstrip(".")
     text = text.strip()
-    if not any(c.isdigit() for c in text) or not _NUMBER.fullmatch(text) or not text.isascii():
+    if power := _POWER_OF_TEN.fullmatch(text):
+        text = f"{power['factor'] or 1}e{power['power']}"
+    if not re.match(r"[+-]?[\d,]*\.?\d", text) or not _NUMBER.fullmatch(text) or not text.isascii():
         return None
     return Decimal(text.replace(",", ""))
 
@@ -89,7 +101,11 @@ def _normal_text(text: str) -> str:
     text = _unwrap(text)
     text = re.sub(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\^\{?\\circ\}?", "", text)
+    text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\^\{?\\circ\}?", "", text)
+    text = re.sub(r"\\[!,;: ]", " ", text)
+    # A space between digits means nothing before a group of three only: 12 345, but not 2 1/3.
+    text = re.sub(r"(?<=\d)\s+(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "~", text)
     text = re.sub(r"\s+", "", text).removeprefix("\\$").rstrip(".")
     choice = re.fullmatch(r"\(([A-Za-z])\)", text)
     return choice[1] if choice else text
@@ -201,9 +217,10 @@ def _verify(pred: str, gold: str) -> bool:
 
 
 def _delimited(text: str) -> str:
-    """As math-verify wants it: LaTeX between dollars, unless the text has its own marks."""
-    marks = ("$", "\\boxed", "\\(", "\\[", "\\begin{eq", "\\begin{al")
-    return text if any(mark in text for mark in marks) else f"${text}$"
+    """As math-verify wants it: LaTeX between dollars on one line, unless it has marks inside."""
+    text = _SPACING.sub(r"\\\\", " ".join(_unwrap(text).split()))
+    text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
+    return text if _INSIDE.search(text) else f"${text}$"
 
 
 def _serve() -> None:
