@@ -44,7 +44,7 @@ def test_incremental_equals_whole(price):
     for i, w in enumerate(WORTHS):
         rows = slice(64 * i, 64 * i + 64)
         own = jax.tree.map(lambda x, i=i: x[0 if price else i], policy.weights)
-        logits, _ = policy.evaluate(own, jax.tree.map(lambda x: x[rows], episodes))
+        logits, _ = policy.evaluate(own, policy.seen(jax.tree.map(lambda x: x[rows], episodes)))
         p = jax.nn.softmax(logits)[..., base.REGENERATE]
         u = jnp.stack(uniform, axis=1)[rows]
         clear = np.abs(u - p) > 1e-4

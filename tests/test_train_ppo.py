@@ -81,7 +81,7 @@ def played():
 def test_actions_are_drawn_with_the_probabilities_that_the_update_takes_for_the_old_ones(played):
     """So the first ratio is 1: what was sampled from is what `evaluate` recomputes."""
     policy, params, episodes = played
-    logits, _ = policy.evaluate(params, episodes)
+    logits, _ = policy.evaluate(params, policy.seen(episodes))
     p = jax.nn.softmax(logits)[..., 1]
     drawn = (episodes.action == 1).mean()
     assert abs(float(p.mean()) - 0.5) < 0.1
@@ -110,6 +110,41 @@ def test_steps_after_the_end_teach_nothing(played):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, other.params
     )
+
+
+class Whole(Agg):
+    """Its gradient is taken of all steps at once, those after the end included."""
+
+    steps_alone = False
+
+
+@pytest.mark.parametrize("solutions", [4000, 13])
+def test_an_update_that_leaves_out_what_is_after_the_end_is_the_same(played, solutions):
+    policy, params, episodes = played
+    episodes = jax.tree.map(lambda x: x[:solutions], episodes)
+    lengths = np.random.default_rng(5).integers(1, 4, solutions)
+    episodes = episodes.replace(mask=jnp.arange(3) < lengths[:, None])
+    learner = ppo.start(CONFIG, params)
+    whole = Whole(policy.settings, features=policy.features)
+    one, other = (ppo.update(CONFIG, p, learner, episodes) for p in (policy, whole))
+    moved = lambda a: np.abs(a.params["Dense_0"]["kernel"] - params["Dense_0"]["kernel"]).max()  # noqa: E731
+    assert moved(one) > 1e-4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, other.params)
+
+
+def test_networks_side_by_side_learn_as_each_alone(played):
+    policy, params, episodes = played
+    lengths = jnp.stack([jnp.full([100], 1), jnp.full([100], 3), jnp.arange(100) % 3 + 1])
+    lanes = jax.tree.map(lambda x: x[:300].reshape(3, 100, *x.shape[1:]), episodes)
+    lanes = lanes.replace(mask=jnp.arange(3) < lengths[..., None])
+    learners = jax.tree.map(lambda x: jnp.stack([x] * 3), ppo.start(CONFIG, params))
+    together = jax.vmap(lambda *x: ppo.update(CONFIG, policy, *x))(learners, lanes)
+    for i in range(3):
+        own = jax.tree.map(lambda x: x[i], (learners, lanes))
+        alone = ppo.update(CONFIG, policy, *own)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a[i], b, atol=1e-5), together.params, alone.params
+        )
 
 
 @pytest.mark.parametrize("price", [False, True])

@@ -103,6 +103,7 @@ class Agg(Priced):
     """
 
     name: ClassVar[str] = "agg"
+    steps_alone: ClassVar[bool] = True  # each is evaluated by itself
     features: Features = Features()
     width: int = 64
 
@@ -114,9 +115,13 @@ class Agg(Priced):
         """Parameters of one network, without the leading axis."""
         return ActorCritic(self.width).init(key, jnp.zeros([self.features.width]))["params"]
 
-    def evaluate(self, params: Any, episodes: Any) -> tuple[jax.Array, jax.Array]:
-        """Logits [N, M, 2] and values [N, M] of one network, of `train.episodes.Episodes`."""
-        return ActorCritic(self.width).apply({"params": params}, episodes.features(self.features))
+    def seen(self, episodes: Any) -> jax.Array:
+        """float32 [N, M, F], what `evaluate` sees of `train.episodes.Episodes`."""
+        return episodes.features(self.features)
+
+    def evaluate(self, params: Any, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits [..., 2] and values [...] of one network, of features [..., F]."""
+        return ActorCritic(self.width).apply({"params": params}, seen)
 
     def decide(self, dial, obs, state):
         run = lambda params, x: ActorCritic(self.width).apply({"params": params}, x)  # noqa: E731

@@ -147,6 +147,7 @@ class Seq(Priced):
     """
 
     name: ClassVar[str] = "seq"
+    steps_alone: ClassVar[bool] = False
     price: bool = True
     max_steps: int = 30
     layers: int = 2
@@ -158,6 +159,10 @@ class Seq(Priced):
     @property
     def networks(self) -> int:
         return 1 if self.price else len(self.settings)
+
+    @property
+    def longest(self) -> int:
+        return self.max_steps
 
     @property
     def state_knows_dial(self) -> bool:
@@ -185,13 +190,18 @@ class Seq(Priced):
         steps, price = jnp.zeros([1, 2, 3]), self.seen_price(jnp.ones([1, 2]))
         return self.network.init(key, steps, steps, price, method="evaluate")["params"]
 
-    def evaluate(self, params: Any, episodes: Any) -> tuple[jax.Array, jax.Array]:
-        """Logits [N, M, 2] and values [N, M] of one network, of `train.episodes.Episodes`."""
+    def seen(self, episodes: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What `evaluate` sees of `train.episodes.Episodes`: steps that stood and drafts, float32
+        [N, M, 3], and prices."""
         t = jnp.arange(episodes.mask.shape[-1])
         stood = self.token(episodes.score, episodes.tokens, t)
         drafts = self.token(episodes.draft_score, episodes.draft_tokens, t)
         price = self.seen_price(jnp.broadcast_to(episodes.worth[..., None], episodes.mask.shape))
-        return self.network.apply({"params": params}, stood, drafts, price, method="evaluate")
+        return stood, drafts, price
+
+    def evaluate(self, params: Any, seen: Any) -> tuple[jax.Array, jax.Array]:
+        """Logits [N, M, 2] and values [N, M] of one network, of what is `seen` of solutions."""
+        return self.network.apply({"params": params}, *seen, method="evaluate")
 
     def init(self, rows):
         zero = jnp.zeros([rows], jnp.int32)

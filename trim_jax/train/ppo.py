@@ -1,6 +1,6 @@
 """PPO for the policies with an actor and a critic, TRIM-Agg and TRIM-Seq (method, section 2).
 
-The losses are pure functions of one step or one solution, vmapped by the caller. An update takes
+The losses are pure functions, of steps each by itself or of one solution. An update takes
 complete `Episodes` that were played by exactly the weights it starts from, so it works out their
 old log-probabilities and values itself, and its first ratio is 1. They may come from the simulator
 (`make_train`, one jitted scan) or from the routed engine (`train.tuning`).
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from trim_jax.errors import ConfigError
+from trim_jax.policies import base
 from trim_jax.policies.learned import Agg
 from trim_jax.train.episodes import Environment, Episodes, jit, play, summarize
 
@@ -93,14 +94,15 @@ def value_loss(value: jax.Array, old: jax.Array, target: jax.Array, clip: float)
 
 
 def entropy(logits: jax.Array) -> jax.Array:
-    """Entropy in nats of one step's distribution over actions; `logits` [2]."""
+    """Entropy [...] in nats of distributions over actions; `logits` [..., 2]."""
     log_prob = jax.nn.log_softmax(logits)
-    return -(jnp.exp(log_prob) * log_prob).sum()
+    return -(jnp.exp(log_prob) * log_prob).sum(axis=-1)
 
 
 def log_prob(logits: jax.Array, action: jax.Array) -> jax.Array:
-    """Logarithm of the probability of one step's action; `logits` [2], `action` a number."""
-    return jax.nn.log_softmax(logits)[action]
+    """Logarithms [...] of the probabilities of actions [...]; `logits` [..., 2]."""
+    each = jax.nn.log_softmax(logits)
+    return jnp.where(action == base.REGENERATE, each[..., base.REGENERATE], each[..., base.ACCEPT])
 
 
 def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -108,6 +110,26 @@ def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 # ------------------------------------------------------------------------------------------ update
+
+PARTS = 8  # of a batch, for a gradient that leaves out what lies behind the end of solutions
+
+
+class Lessons(NamedTuple):
+    """What a gradient is taken of: as `Episodes` [N, M], or one axis of steps [K].
+
+    Attributes:
+      seen: what the policy saw, `policy.seen`.
+      action: int32. old, old_value: log-probability of it and value before the update.
+      advantage, target: float32. mask: bool.
+    """
+
+    seen: Any
+    action: jax.Array
+    old: jax.Array
+    old_value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+    mask: jax.Array
 
 
 class Learner(NamedTuple):
@@ -134,11 +156,40 @@ def start(config: PpoConfig, params: Any) -> Learner:
     return Learner(params, optimizer(config).init(params), jnp.zeros([], jnp.int32))
 
 
+def _over_steps(loss: Callable, lessons: Lessons) -> Callable:
+    """params -> gradient of `loss`, a sum over steps, as the sum over parts of `lessons` [N, M].
+
+    Live steps are moved to the front and parts without any are not computed: solutions are about
+    half as long as the longest, and a part stays in the cache.
+    """
+    first = jnp.argsort(~lessons.mask.reshape(-1), stable=True)
+    size = -(-len(first) // PARTS)
+    spare = PARTS * size - len(first)
+
+    def parted(x):
+        x = x.reshape(-1, *x.shape[2:])[first]
+        return jnp.pad(x, [(0, spare)] + [(0, 0)] * (x.ndim - 1)).reshape(PARTS, size, *x.shape[1:])
+
+    parts = jax.tree.map(parted, lessons)
+    count = lessons.mask.sum()
+
+    def gradient(params):
+        def add(carry):
+            i, total = carry
+            part = jax.tree.map(lambda x: x[i], parts)
+            return i + 1, jax.tree.map(jnp.add, total, jax.grad(loss)(params, part))
+
+        start = (0, jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.while_loop(lambda carry: carry[0] * size < count, add, start)[1]
+
+    return gradient
+
+
 def update(config: PpoConfig, policy: Any, learner: Learner, episodes: Episodes) -> Learner:
     """One PPO update of one network, on `episodes` [N, M] that it has just played."""
-    mask, over_steps = episodes.mask, lambda f: jax.vmap(jax.vmap(f))
-    old_logits, old_value = policy.evaluate(learner.params, episodes)
-    old = over_steps(log_prob)(old_logits, episodes.action)
+    mask, seen = episodes.mask, policy.seen(episodes)
+    old_logits, old_value = policy.evaluate(learner.params, seen)
+    old = log_prob(old_logits, episodes.action)
     advantage = jax.vmap(lambda r, v, m: gae(r, v, m, config.trace))(
         episodes.rewards(), old_value, mask
     )
@@ -146,20 +197,28 @@ def update(config: PpoConfig, policy: Any, learner: Learner, episodes: Episodes)
     mean = _mean(advantage, mask)
     deviation = jnp.sqrt(_mean((advantage - mean) ** 2, mask))
     advantage = (advantage - mean) / (deviation + 1e-8)
+    lessons = Lessons(seen, episodes.action, old, old_value, advantage, target, mask)
     part = learner.updates / config.updates
     bonus = config.entropy + (config.last_entropy - config.entropy) * part
 
-    def loss(params):
-        logits, value = policy.evaluate(params, episodes)
-        new = over_steps(log_prob)(logits, episodes.action)
-        actor = over_steps(lambda *x: actor_loss(*x, config.clip))(new, old, advantage)
-        critic = over_steps(lambda *x: value_loss(*x, config.clip))(value, old_value, target)
-        spread = over_steps(entropy)(logits)
-        return _mean(actor + config.value * critic - bonus * spread, mask)
+    def loss(params, lessons):  # a sum over steps
+        logits, value = policy.evaluate(params, lessons.seen)
+        new = log_prob(logits, lessons.action)
+        actor = actor_loss(new, lessons.old, lessons.advantage, config.clip)
+        critic = value_loss(value, lessons.old_value, lessons.target, config.clip)
+        each = actor + config.value * critic - bonus * entropy(logits)
+        return jnp.where(lessons.mask, each, 0.0).sum()
+
+    if policy.steps_alone:
+        gradient = _over_steps(loss, lessons)
+    else:
+        gradient = lambda params: jax.grad(loss)(params, lessons)  # noqa: E731
+    count = jnp.maximum(mask.sum(), 1)
 
     def epoch(carry, _):
         params, opt = carry
-        step, opt = optimizer(config).update(jax.grad(loss)(params), opt, params)
+        grads = jax.tree.map(lambda x: x / count, gradient(params))
+        step, opt = optimizer(config).update(grads, opt, params)
         return (optax.apply_updates(params, step), opt), None
 
     (params, opt), _ = jax.lax.scan(epoch, learner[:2], None, length=config.epochs)
