@@ -61,9 +61,10 @@ def get_config() -> ConfigDict:
     config.engine.max_step_tokens = 64
     # Arithmetic of the models.
     config.engine.dtype = "float32"
-    # Histories whose caches are in memory at once; sets the memory used.
+    # Histories whose caches are in memory at once, for each of the mesh_data parts of the mesh; sets
+    # the memory used, which trim-jax sweep --dry-run predicts.
     config.engine.slots = 512
-    # Rows that one call of a model works on at most.
+    # Rows that one call of a model works on at most, likewise.
     config.engine.rows = 64
     # Problems between two writes; a killed run loses at most one chunk of work.
     config.engine.chunk_problems = 125
@@ -247,5 +248,8 @@ RANGES = {
     "model.head_dim": (2, None),
     "model.ffn": (1, None),
 }
+
+# Tuples that must hold something, and nothing twice.
+DISTINCT = ("seeds",)
 
 CHOICES = {"engine.dtype": ("float32", "bfloat16"), "body": ("large", "small")}

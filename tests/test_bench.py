@@ -51,7 +51,7 @@ def random_trio(tmp_path_factory) -> api.Trio:
         save_model(folders[name], config, own)
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.pad_token = "<|endoftext|>"
-    return api.Trio(folders, trio.models, tuple(params), tokenizer, trio.tables)
+    return api.Trio(folders, trio.models, tuple(params), tokenizer, trio.tables, tokenizer)
 
 
 def route_both(trio, asked, threshold, size, batch, sampling=GREEDY):

@@ -1,7 +1,9 @@
 """The commands as a user meets them, with a tiny random trio in real checkpoint folders."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import padded
 
 import trim_jax
 from trim_jax import cli
-from trim_jax.api import load_trio, route
+from trim_jax.api import check_prompts, load_trio, prompt_ids, route
 from trim_jax.config import load_config
 from trim_jax.engine.engine import EngineConfig
 from trim_jax.errors import CheckpointError, ConfigError, DataError
@@ -22,7 +25,7 @@ from trim_jax.models.hf import load_model, save_model
 from trim_jax.models.qwen2 import ModelConfig, init_params
 from trim_jax.policies.registry import make_policy
 from trim_jax.policies.simple import Threshold
-from trim_jax.tasks.data import load_problems
+from trim_jax.tasks.data import Problem, load_problems
 from trim_jax.tasks.tokenizer import ARITH_TOKENIZER
 
 HERE = Path(__file__).parent
@@ -212,6 +215,64 @@ def test_another_tokenizer_is_refused(folders, tmp_path):
         load_trio(folders / "small", tmp_path / "large", folders / "prm")
 
 
+def with_control_token(folder, old, new):
+    """Rename a control token of a checkpoint folder."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def like_qwen(folders, trio, tmp_path_factory):
+    """The same trio as Qwen2.5 comes: the step token is a control token of the PRM's own, whose id
+    has another meaning to the others, and the large model's vocabulary is padded further."""
+    root = tmp_path_factory.mktemp("like_qwen")
+    for name, config, params in zip(("small", "large", "prm"), trio.models, trio.params):
+        if name == "large":
+            config = dataclasses.replace(config, vocab=config.vocab + 3)
+            params = padded(params, 3)
+        save_model(root / name, config, params, folders / name, extra={"eos_token_id": 510})
+        if name != "prm":
+            with_control_token(root / name, "<extra_0>", "<|quad_end|>")
+    return root
+
+
+def test_a_trio_with_vocabularies_like_those_of_qwen_solves_the_same(trio, like_qwen):
+    other = load_trio(*(like_qwen / name for name in ("small", "large", "prm")))
+    assert [m.vocab for m in other.models] == [512, 515, 512]
+    problems, policy = load_problems("arith", "test", 3), Threshold((0.0, 0.3, 0.6, 1.0))
+    found, expected = (route(problems, policy, own, engine=SIZE) for own in (other, trio))
+    assert found == expected
+    assert {"accept", "regenerate"} <= {step.action for trace in found for step in trace.steps}
+
+
+def test_the_control_tokens_of_the_prm_may_not_be_in_a_problem(like_qwen):
+    trio = load_trio(*(like_qwen / name for name in ("small", "large", "prm")))
+    for token in ("<extra_0>", "<|quad_end|>"):
+        problem = Problem("spelled", f"1 + {token}", "", "1", None, "x")
+        with pytest.raises(DataError, match=r"'spelled' contains"):
+            route([problem], "thr", trio, engine=SIZE)
+
+
+def test_language_models_with_other_control_tokens_are_refused(like_qwen, folders):
+    with pytest.raises(CheckpointError, match="token 511"):
+        load_trio(like_qwen / "small", folders / "large", folders / "prm")
+
+
+def test_a_prm_without_a_step_token_is_refused(like_qwen, folders, tmp_path):
+    shutil.copytree(folders / "prm", tmp_path / "prm")
+    with_control_token(tmp_path / "prm", "<extra_0>", "<|quad_end|>")
+    with pytest.raises(CheckpointError, match="PRM has no token <extra_0>"):
+        load_trio(like_qwen / "small", like_qwen / "large", tmp_path / "prm")
+
+
+def test_a_system_turn_that_the_prm_has_no_room_for_is_refused_before_anything_runs(trio):
+    problems = load_problems("arith", "test", 2)
+    with pytest.raises(DataError, match="(?s)2 problem.*data.prm_system"):
+        route(problems, "thr", trio, prm_system="word " * 40, engine=SIZE)
+
+
 def test_nan_weights_are_refused(folders, tmp_path):
     from safetensors.numpy import load_file, save_file
 
@@ -233,11 +294,32 @@ def test_problems_that_do_not_fit_are_named_before_anything_runs(trio, tmp_path)
         route(load_problems(str(path)), "thr", trio, engine=SIZE)
 
 
+def test_problems_that_cannot_be_asked_are_named_together(trio):
+    problems = [
+        Problem("fine", "2+2?", "", "4", None, "x"),
+        Problem("long", "x " * 300, "", "4", None, "x"),
+        Problem("token", "<extra_0>", "", "4", None, "x"),
+        Problem("named", "2+2?", "Two and two.\n\n\\boxed{4}", "4", None, "arith"),
+    ]
+    check_prompts(trio, problems[:1], SIZE)
+    with pytest.raises(DataError) as error:
+        check_prompts(trio, problems, SIZE)
+    message = str(error.value)
+    assert "3 problem(s)" in message and "'long': its prompt has 6" in message
+    assert "'token'" in message and "'named' says that it comes from arith" in message
+    length = len(prompt_ids(trio, problems[0])[0])
+    check_prompts(trio, problems[:1], dataclasses.replace(SIZE, max_context=length + 2))
+    with pytest.raises(DataError, match="'fine'.*engine.max_context"):
+        check_prompts(trio, problems[:1], dataclasses.replace(SIZE, max_context=length + 1))
+
+
 def test_errors_leave_no_traceback(capsys):
     assert cli.main(["sweep", "--config.sweep.treshold=0.4"]) == 2
     assert capsys.readouterr().err.startswith("trim-jax: unknown field --config.sweep.treshold")
     assert cli.main(["solve"]) == 2
     assert cli.main(["report", "/nowhere/at/all"]) == 2
+    assert cli.main(["report", "/nowhere/at/all", "--config.out=x"]) == 2
+    assert "report has no setting --config.out=x" in capsys.readouterr().err
     assert "Traceback" not in capsys.readouterr().err
 
 

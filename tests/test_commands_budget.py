@@ -1,7 +1,9 @@
 """`trim-jax budget`: what it meets, what it writes, resuming, and errors that help."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from test_commands import SIZE, SMALL_ENGINE, contents, flags, folders, trio  # noqa: F401
@@ -12,6 +14,10 @@ from trim_jax.commands import budget
 from trim_jax.errors import ConfigError
 from trim_jax.eval.traces import load_result, read_traces
 from trim_jax.policies.budget import DualPrice, follow
+from trim_jax.policies.features import Features
+from trim_jax.policies.learned import Agg
+from trim_jax.policies.neighbours import Glimp
+from trim_jax.policies.saved import save_policy
 from trim_jax.policies.simple import Never, Random, Threshold
 from trim_jax.results import ResultFolder
 from trim_jax.tasks.data import load_problems
@@ -86,6 +92,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_files(
     assert [name for name in here if here[name] != there[name]] == []
 
 
+def test_a_run_goes_on_with_the_policy_that_it_began_with(folders, tmp_path, capsys):  # noqa: F811
+    trained = save_agg(tmp_path / "agg", 0)
+    given = [*arguments(folders, tmp_path / "run", "--config.budget.average=5"),
+             f"--config.policy={trained}"]  # fmt: skip
+    assert cli.main(given) == 0
+    assert cli.main(given) == 0
+    save_agg(tmp_path / "agg", 1)
+    assert cli.main(given) == 2
+    assert "weights.policy.content" in capsys.readouterr().err
+
+
+def save_agg(folder, seed):
+    policy = Agg((20.0, 60.0), features=Features(price=True))
+    weights = jax.tree.map(lambda x: x[None], policy.init_weights(jax.random.key(seed)))
+    save_policy(folder, dataclasses.replace(policy, weights=weights))
+    return folder
+
+
 def test_a_cap_holds_for_every_solution_and_beside_an_average(folders, tmp_path):  # noqa: F811
     out = tmp_path / "cap"
     assert cli.main([*arguments(folders, out, "--config.budget.cap=9"),
@@ -109,12 +133,15 @@ def test_where_a_dial_begins_and_ends():
     assert budget.start(Random((0.1, 0.4)), 7.0) == DualPrice(0.2, 0.1, 0.4, 7.0, 0)
     with pytest.raises(ConfigError, match="policy never has no dial"):
         budget.start(Never(), 7.0)
+    with pytest.raises(ConfigError, match="glimp spends less the higher its dial"):
+        budget.start(Glimp((0.1, 1.0)), 7.0)
 
 
 def test_budgets_that_cannot_be(folders, tmp_path, capsys):  # noqa: F811
     for budgets, message in [
         ((), "give --config.budget.average"),
         (("--config.budget.average=0",), "give --config.budget.average"),
+        (("--config.budget.average=0", "--config.budget.cap=9"), "give --config.budget.average"),
         (("--config.budget.cap=5",), "a cap of 5 tokens has no room for a step of up to 6"),
         (("--config.budget.average=-1",), "--config.budget.average=-1.0: must be at least 0.0"),
     ]:

@@ -19,6 +19,8 @@ from trim_jax.engine.reference import Reference
 from trim_jax.errors import ConfigError
 from trim_jax.policies import base
 from trim_jax.policies.pomdp import FilteredPomdp, Pomdp
+from trim_jax.policies.sequence import Seq
+from trim_jax.policies.takeover import takeover
 from trim_jax.pomdp.solve import Parameters
 
 WORTHS = (150.0, 400.0, 1000.0, 3000.0)
@@ -142,6 +144,13 @@ def test_every_setting_has_its_own_values_and_spends_no_less(family):
     for less, more in zip(together, together[1:]):
         assert (less <= more).all()
     assert 0 < together[0].mean() < 0.3 < 0.6 < together[-1].mean() < 1
+
+
+def test_an_engine_with_longer_solutions_than_a_policy_knows_is_refused():
+    known = Pomdp.of(realistic(steps=STEPS - 1, bins=5), (12.0,))
+    for policy in (known, takeover(known), Seq((12.0,), max_steps=STEPS - 1)):
+        with pytest.raises(ConfigError, match=f"max_steps \\({STEPS}\\).*at most {STEPS - 1} steps"):
+            tiny_engine(policies=[policy])
 
 
 def test_the_routed_loop_takes_them_and_other_weights():

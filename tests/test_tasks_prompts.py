@@ -89,20 +89,3 @@ def test_control_tokens_in_a_text_are_refused(tokenizer, token):
 def test_text_that_only_looks_like_the_markers_is_text(tokenizer):
     ids = prompts.lm_prompt_ids(tokenizer, "a < b | c > <|im_en d|> <extra_1>")
     assert sum(i >= 508 for i in ids) == 3
-
-
-def test_problems_that_cannot_be_asked_are_named_together(tokenizer):
-    problems = [
-        Problem("fine", "2+2?", "", "4", None, "x"),
-        Problem("long", "x " * 300, "", "4", None, "x"),
-        Problem("token", "<extra_0>", "", "4", None, "x"),
-    ]
-    prompts.check_prompts(tokenizer, problems[:1], None, context=256)
-    with pytest.raises(DataError) as error:
-        prompts.check_prompts(tokenizer, problems, None, context=256)
-    message = str(error.value)
-    assert "2 problem(s)" in message and "'long' takes 6" in message and "'token'" in message
-    length = len(prompts.lm_prompt_ids(tokenizer, "2+2?"))
-    prompts.check_prompts(tokenizer, problems[:1], None, context=length + 1)
-    with pytest.raises(DataError, match="'fine'"):
-        prompts.check_prompts(tokenizer, problems[:1], None, context=length)

@@ -36,7 +36,7 @@ def trio():
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     own = tiny.tiny_trio()
     folders = {name: Path(name) for name in ("small", "large", "prm")}
-    return api.Trio(folders, own.models, own.params, tokenizer, own.tables)
+    return api.Trio(folders, own.models, own.params, tokenizer, own.tables, tokenizer)
 
 
 @pytest.fixture(scope="module")

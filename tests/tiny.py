@@ -141,13 +141,21 @@ class Trio:
 
 @functools.cache
 def tiny_trio() -> Trio:
-    """One or two layers of width 32; the vocabulary is padded, as in Qwen2.5."""
+    """One or two layers of width 32; vocabularies are padded, the large model's more, as in Qwen2.5."""
     vocab = len(VOCABULARY) + 5
     small = ModelConfig(vocab, 32, 1, 4, 2, 8, 48, tied=False)
     large = ModelConfig(vocab, 32, 2, 4, 4, 8, 48, tied=False)
     prm = ModelConfig(vocab, 32, 1, 4, 2, 8, 48, head="prm")
-    tables = token_tables(tiny_tokenizer(), vocab)
-    return Trio((small, large, prm), (_writer(small, 0), _writer(large, 1), _judge(prm, 2)), tables)
+    params = (_writer(small, 0), padded(_writer(large, 1), 3), _judge(prm, 2))
+    large = dataclasses.replace(large, vocab=vocab + 3)
+    return Trio((small, large, prm), params, token_tables(tiny_tokenizer(), large.vocab))
+
+
+def padded(params: dict, tokens: int) -> dict:
+    """A language model with more tokens, which would be its favourites if they were not masked."""
+    sizes = {"embed": [(0, tokens), (0, 0)], "lm_head": [(0, 0), (0, tokens)]}
+    return params | {name: jnp.pad(params[name], pads, constant_values=9.0)
+                     for name, pads in sizes.items() if name in params}  # fmt: skip
 
 
 def _writer(config: ModelConfig, seed: int) -> dict:

@@ -19,7 +19,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from trim_jax.engine.engine import Cells, Engine, EngineConfig, Request, Solution
+from trim_jax.engine.engine import Cells, Engine, EngineConfig, Request, Solution, too_long
 from trim_jax.engine.rows import LEDGER, MODELS
 from trim_jax.engine.sampling import Sampling
 from trim_jax.engine.store import StepStore
@@ -44,11 +44,12 @@ _ACTIONS = ("accept", "regenerate", "direct")
 
 @dataclasses.dataclass(frozen=True)
 class Trio:
-    """Small model, large model and PRM, loaded and placed, with their common tokenizer.
+    """Small model, large model and PRM, loaded and placed, with their tokenizers.
 
     Attributes:
       folders: checkpoint folder of each model, by "small", "large", "prm".
-      models, params: in that order. tokenizer: the common one. tables: its token tables.
+      models, params: in that order. tokenizer: of the language models. tables: its token tables.
+      prm_tokenizer: the same but for control tokens and the chat template.
       mesh: the devices that hold them; None is the default device.
     """
 
@@ -57,6 +58,7 @@ class Trio:
     params: tuple[Any, Any, Any]
     tokenizer: Any
     tables: TokenTables
+    prm_tokenizer: Any
     mesh: Mesh | None = None
 
 
@@ -92,18 +94,62 @@ def load_trio(
                 + ("process reward model" if name == "prm" else "language model")
             )
     tokenizers = [load_tokenizer(folder) for folder in folders.values()]
-    for name, other in zip(MODELS[1:], tokenizers[1:]):
-        check_same_tokenizer(tokenizers[0], other, "small", name)
-    if len({config.vocab for config in configs[:2]}) > 1:
-        # Qwen2.5 pads its vocabulary differently by size; the tables cover the largest.
-        tables = token_tables(tokenizers[0], max(config.vocab for config in configs))
-    else:
-        tables = token_tables(tokenizers[0], configs[0].vocab)
+    for name, config, tokenizer in zip(MODELS, configs, tokenizers):
+        check_same_tokenizer(tokenizers[0], tokenizer, "small", name, control=name != "prm")
+        if len(tokenizer) > config.vocab:
+            raise CheckpointError(f"{folders[name]}: its tokenizer has {len(tokenizer)} tokens, "
+                                  f"the model only {config.vocab}")  # fmt: skip
+    # Qwen2.5 pads its vocabulary differently by size; the tables cover the largest.
+    vocab = max(config.vocab for config in configs)
+    tables = token_tables(tokenizers[0], vocab, tokenizers[2])
     params = []
     for config, folder in zip(configs, folders.values()):
         place = by_path(param_shardings(config, mesh)) if mesh is not None else None
         params.append(load_model(folder, dtype, place)[1])
-    return Trio(folders, tuple(configs), tuple(params), tokenizers[0], tables, mesh)
+    return Trio(
+        folders, tuple(configs), tuple(params), tokenizers[0], tables, tokenizers[2], mesh
+    )
+
+
+def prompt_ids(
+    trio: Trio, problem: Problem, instruction: str = "", prm_system: str = ""
+) -> tuple[list[int], list[int]]:
+    """What the language models and the PRM read before the first step.
+
+    Raises:
+      DataError: the problem spells a control token.
+    """
+    text, name = problem.problem, problem.id
+    return (prompts.lm_prompt_ids(trio.tokenizer, text, instruction, name),
+            prompts.prm_prompt_ids(trio.prm_tokenizer, text, prm_system, name))  # fmt: skip
+
+
+def check_prompts(
+    trio: Trio,
+    problems: Iterable[Problem],
+    engine: EngineConfig,
+    instruction: str = "",
+    prm_system: str = "",
+) -> None:
+    """Refuse problems before any is solved.
+
+    Raises:
+      DataError: names every problem that spells a control token, leaves no room for a solution, or
+        says that it is of `arith` and is not.
+    """
+    bad = []
+    for problem in problems:
+        try:
+            prompt, prm_prompt = prompt_ids(trio, problem, instruction, prm_system)
+            if problem.source == "arith":
+                arith.step_kinds(problem)  # the labels of its steps will be asked for
+        except DataError as error:
+            bad.append(f"  {error}")
+            continue
+        if reason := too_long(len(prompt), len(prm_prompt), engine.max_context):
+            bad.append(f"  problem {problem.id!r}: {reason}")
+    if bad:
+        raise DataError(f"{len(bad)} problem(s) cannot be asked:\n" + "\n".join(bad))
 
 
 def requests(
@@ -126,10 +172,7 @@ def requests(
     apart = [(Cells(i, k, k + 1),) for i, n, alone in every if alone for k in range(n)]
     groups = [together, *apart] if together else apart
     for problem in problems:
-        prompt = prompts.lm_prompt_ids(trio.tokenizer, problem.problem, instruction, problem.id)
-        prm_prompt = prompts.prm_prompt_ids(
-            trio.tokenizer, problem.problem, prm_system, problem.id
-        )
+        prompt, prm_prompt = prompt_ids(trio, problem, instruction, prm_system)
         reference: list[int] = []
         if wanted:
             if not problem.solution:
@@ -265,7 +308,7 @@ def route(
     trio = trio if trio is not None else load_trio()
     if isinstance(policy, str):
         policy = make_policy(policy)
-    prompts.check_prompts(trio.tokenizer, problems, instruction, engine.max_context)
+    check_prompts(trio, problems, engine, instruction, prm_system)
     machine = Engine(
         trio.models, trio.params, trio.tables, [policy], engine, sampling, trio.mesh,
         store=step_store(store, trio, engine, sampling) if store else None,

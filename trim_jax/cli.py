@@ -139,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args([a for a in argv if a not in overrides])
     try:
+        if overrides and args.command not in CONFIGURED:
+            raise ConfigError(f"{args.command} has no setting {overrides[0]}: see trim-jax "
+                              f"{args.command} --help")
         if args.command == "report":
             _report(args)
         elif args.command == "data":

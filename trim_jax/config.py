@@ -8,6 +8,8 @@ things next to the fields are read from the same file, so that nothing is said t
   (inclusive, `None` = no bound on that side);
 - `CHOICES = {"section.field": ("a", "b")}` lists the only values allowed.
 
+`DISTINCT` of `configs/base.py` names tuples that must hold something, and nothing twice.
+
 A field made with `ml_collections.config_dict.placeholder(type)` or `FieldReference(default)` may
 also be `none`. Every refusal is a `ConfigError` that names the field as it is typed.
 """
@@ -348,7 +350,11 @@ def _range_text(least: float | None, most: float | None) -> str:
 def _check_values(config: ConfigDict, module: ModuleType, comments: Mapping[str, str]) -> None:
     """Refuses values that JSON cannot hold, that are out of range, or not among the choices."""
     ranges, choices = _table(module, "RANGES"), _table(module, "CHOICES")
+    distinct = importlib.import_module(f"{_PACKAGE}.base").DISTINCT
     for name, value in flatten(config).items():
+        if name in distinct and not (value and len(set(value)) == len(value)):
+            raise ConfigError(f"{FLAG}{name}={_show(value)}: must name at least one, and none twice. "
+                              f"{comments.get(name, '')}".rstrip())
         for item in value if isinstance(value, list) else [value]:
             problem = None
             if not isinstance(item, (bool, int, float, str, type(None))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from trim_jax.commands import setup
 from trim_jax.errors import ResultError
 from trim_jax.results import atomic_write, dumps
 from trim_jax.sim import speed
-from trim_jax.tasks import prompts
 from trim_jax.tasks.data import load_problems
 
 
@@ -31,15 +31,20 @@ def run(config: ConfigDict) -> dict[str, Any]:
     out, settings, data = Path(config.out), config.bench, config.data
     largest = max(settings.batches)
     problems = load_problems(data.source, data.split, settings.rounds * largest)
-    trio = setup.load_models(config)
-    prompts.check_prompts(
-        trio.tokenizer, problems, data.instruction, config.engine.max_context
-    )
-    result: dict[str, Any] = {
-        "config": config.to_dict(), "provenance": provenance.collect(trio.folders, problems)
-    }  # fmt: skip
+    result: dict[str, Any] = {"config": config.to_dict()}
     _save(out, result)  # an unwritable folder is found now, not after minutes of measuring
 
+    def measure_parts(parts: dict[str, tuple[Callable, Callable]]) -> None:
+        for part, (measure, table) in parts.items():
+            if part in settings.parts:
+                result[part] = measure(config)
+                _save(out, result)
+                print(table(result[part]), end="\n\n")
+
+    measure_parts(_APART)
+    trio = setup.load_models(config)
+    setup.check_prompts(config, trio, problems)
+    result["provenance"] = provenance.collect(trio.folders, problems)
     if "throughput" in settings.parts:
         result["throughput"] = []
         for batch in settings.batches:
@@ -48,11 +53,7 @@ def run(config: ConfigDict) -> dict[str, Any]:
             _save(out, result)
             print(throughput.table([measured]), floor.table(measured["floor"]), sep="\n\n",
                   end="\n\n")  # fmt: skip
-    for part, (measure, table) in _PARTS.items():
-        if part in settings.parts:
-            result[part] = measure(config)
-            _save(out, result)
-            print(table(result[part]), end="\n\n")
+    measure_parts(_HERE)
     print(f"bench.json: {out / 'bench.json'}")
     return result
 
@@ -67,12 +68,15 @@ def _job_table(job: dict[str, float]) -> str:
     return f"main job: {job['seconds'] / 60:.2f} minutes, peak memory {job['peak_mb']:.0f} MB"
 
 
-# The parts that need no routed problems of this process: how each is measured and shown.
-_PARTS = {
+# How each of the other parts is measured and shown. Those in a process of its own come before this
+# one touches a device: a TPU serves one process only.
+_APART = {
     "memory": (footprint.memory_growth, _memory_table),
+    "main_job": (footprint.main_job, _job_table),
+}
+_HERE = {
     "sharing": (sharing.measure, sharing.table),
     "simulator": (lambda config: speed.measure(config.bench.repeats), speed.table),
-    "main_job": (footprint.main_job, _job_table),
 }
 
 

@@ -22,11 +22,10 @@ from trim_jax.engine.engine import Engine, Request, Solution
 from trim_jax.errors import ConfigError
 from trim_jax.eval import bootstrap, figures, style
 from trim_jax.eval.traces import load_result, read_traces, tables
-from trim_jax.policies.base import Policy
+from trim_jax.policies.base import Policy, fingerprint
 from trim_jax.policies.budget import DualPrice, capped, follow, steered
 from trim_jax.policies.registry import make_policy
 from trim_jax.results import ResultFolder
-from trim_jax.tasks import prompts
 from trim_jax.tasks.data import load_problems
 
 ENOUGH_CHUNKS = 50  # to meet an average within 2 %
@@ -43,11 +42,12 @@ def run(config: ConfigDict) -> Path:
       TrimError: a model, the problems or the folder cannot be used.
     """
     average, cap = config.budget.average, config.budget.cap
-    if not average and cap is None:
+    if average == 0 or average is None and cap is None:
         raise ConfigError(
             "budget: give --config.budget.average above 0, --config.budget.cap, or both"
         )
     policy = make_policy(config.policy.name, config.policy.threshold, config.policy.p)
+    known = fingerprint(policy)
     price = start(policy, average) if average else None
     if cap is not None:
         policy = capped(policy, cap, config.engine.max_step_tokens)
@@ -56,9 +56,11 @@ def run(config: ConfigDict) -> Path:
     data = config.data
     problems = load_problems(data.source, data.split, data.limit)
     trio = setup.load_models(config)
-    prompts.check_prompts(trio.tokenizer, problems, data.instruction, config.engine.max_context)
+    setup.check_prompts(config, trio, problems)
     engine = setup.make_engine(config, trio, [policy], setup.open_store(config, trio))
-    with ResultFolder.open_or_create(config.out, config, origin_of(trio, problems)) as folder:
+    origin = origin_of(trio, problems)
+    origin["weights"]["policy"] = {"content": known}  # a name or a folder may come to mean another
+    with ResultFolder.open_or_create(config.out, config, origin) as folder:
         if price is not None:
             price = price._replace(problems=len(problems) * len(config.seeds))
             engine = Steering(engine, policy, price, folder)
@@ -85,6 +87,11 @@ def start(policy: Policy, average: float) -> DualPrice:
     Raises:
       ConfigError: the policy has no dial that could be moved.
     """
+    if not policy.rising:
+        raise ConfigError(
+            f"budget.average: policy {policy.name} spends less the higher its dial, and cannot be "
+            "steered; use thr, random, rsd or a trained policy with several prices"
+        )
     low, high = policy.settings[0], policy.settings[-1]
     if policy.parameter in _FRACTIONS and low == high:
         return DualPrice(max(low, _LEAST), _LEAST, 1.0, average, 0)

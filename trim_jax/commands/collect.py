@@ -12,7 +12,6 @@ from trim_jax.commands.sweep import Runs, open_part, sweep_policies
 from trim_jax.eval.report import write_report
 from trim_jax.policies.base import Policy
 from trim_jax.policies.simple import Detour
-from trim_jax.tasks import prompts
 from trim_jax.tasks.data import load_problems
 
 
@@ -36,7 +35,7 @@ def run(config: ConfigDict) -> Path:
     data, out = config.data, Path(config.out)
     problems = load_problems(data.source, data.split, data.limit)
     trio = setup.load_models(config)
-    prompts.check_prompts(trio.tokenizer, problems, data.instruction, config.engine.max_context)
+    setup.check_prompts(config, trio, problems)
     policies: Sequence[Policy] = collecting_policies(config)
     engine = setup.make_engine(config, trio, policies, setup.open_store(config, trio))
     with open_part(out, config, trio, data.split, problems, config.seeds) as folder:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from trim_jax import api
 from trim_jax.api import Trio, load_trio, step_store
 from trim_jax.engine import hosts
 from trim_jax.engine.engine import Engine, EngineConfig
@@ -17,6 +18,7 @@ from trim_jax.engine.store import StepStore
 from trim_jax.errors import ConfigError
 from trim_jax.policies.base import Policy
 from trim_jax.sharding import make_mesh
+from trim_jax.tasks.data import Problem
 
 
 def enable_compilation_cache() -> None:
@@ -58,7 +60,10 @@ def _join(engine: ConfigDict) -> None:
     number = os.environ.get("JAX_PROCESS_ID")
     try:
         if address and number:  # which differs by process, and so is no field of a config
-            jax.distributed.initialize(address, engine.hosts, int(number))
+            # A scheduler is not asked: under Slurm JAX would give the process one device only.
+            jax.distributed.initialize(
+                address, engine.hosts, int(number), cluster_detection_method="deactivate"
+            )
         else:
             jax.distributed.initialize()
     except ValueError as error:
@@ -113,6 +118,12 @@ def sampling(config: ConfigDict) -> Sampling:
     """The sampling part of a config."""
     s = config.sampling
     return Sampling(s.temperature, s.top_p, s.top_k)
+
+
+def check_prompts(config: ConfigDict, trio: Trio, problems: Iterable[Problem]) -> None:
+    """`api.check_prompts` with the settings of a config."""
+    data = config.data
+    api.check_prompts(trio, problems, engine_config(config), data.instruction, data.prm_system)
 
 
 def make_engine(

@@ -43,7 +43,6 @@ from trim_jax.query.outcomes import from_result
 from trim_jax.query.router import Fitted
 from trim_jax.results import ResultFolder, atomic_write, dumps
 from trim_jax.sim import compare
-from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem, load_problems
 from trim_jax.train.judged import judged_process
 from trim_jax.train.policies import (
@@ -81,9 +80,7 @@ def run(config: ConfigDict) -> Path:
         "hard": load_problems("arith", "hard", size.hard) if size.hard else [],
     }
     everything = [problem for problems in splits.values() for problem in problems]
-    prompts.check_prompts(
-        trio.tokenizer, everything, data.instruction, config.engine.max_context
-    )
+    setup.check_prompts(config, trio, everything)
     work = _Study(config, trio, out)
     # The folder of the test problems is the study's own: made first, it refuses another config.
     with work.folder("test", splits["test"], config.seeds):

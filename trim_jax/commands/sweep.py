@@ -31,7 +31,6 @@ from trim_jax.eval.traces import SERVED, PolicySpec, histories, index_files
 from trim_jax.policies.base import Policy
 from trim_jax.policies.simple import Always, Never, Oracle, Random, Threshold
 from trim_jax.results import ResultFolder
-from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem, load_problems
 
 VALIDATION_SEEDS = (0,)
@@ -60,8 +59,7 @@ def run(config: ConfigDict, dry_run: bool = False) -> Path | None:
     if config.sweep.validation and data.source == "arith" and data.split != "validation":
         held_out = load_problems("arith", "validation", config.sweep.validation)
     trio = setup.load_models(config)
-    context = config.engine.max_context
-    prompts.check_prompts(trio.tokenizer, [*problems, *held_out], data.instruction, context)
+    setup.check_prompts(config, trio, [*problems, *held_out])
     store = None if dry_run else setup.open_store(config, trio)
     engine = setup.make_engine(config, trio, policies, store)
     work = Runs(config, trio, engine, policies)

@@ -54,6 +54,19 @@ class EngineConfig:
             )
 
 
+PRM_EXTRA = 64  # tokens that the PRM's prompt may be longer than the language models'
+
+
+def too_long(prompt: int, prm_prompt: int, context: int, extra: int = PRM_EXTRA) -> str | None:
+    """Why prompts of so many tokens have no room in an engine; None if they have."""
+    if prompt > context - 2:
+        return f"its prompt has {prompt} tokens, engine.max_context ({context}) leaves room for {context - 2}"
+    if prm_prompt > prompt + extra:
+        return (f"its prompt has {prm_prompt} tokens for the PRM, which may be {extra} more than "
+                f"the language models' {prompt}: shorten data.prm_system")  # fmt: skip
+    return None
+
+
 class Cells(NamedTuple):
     """The settings [lo, hi) of the policy of this index."""
 
@@ -144,7 +157,7 @@ class Engine:
         config: EngineConfig = EngineConfig(),
         sampling: Sampling = Sampling(),
         mesh: Mesh | None = None,
-        prm_extra: int = 64,
+        prm_extra: int = PRM_EXTRA,
         store: StepStore | None = None,
     ):
         """
@@ -152,10 +165,19 @@ class Engine:
           models, params: of small, large and PRM; `params` already placed on `mesh`.
           tables: of the shared vocabulary.
           mesh: axes `data` and `model`; None runs on one device.
-          prm_extra: tokens that the PRM's prompt may be longer than the language models'.
+          prm_extra: see `too_long`.
           store: where steps that are known come from, and those of the models go.
+
+        Raises:
+          ConfigError: a policy was made for shorter solutions.
         """
         c = config
+        for policy in policies:
+            if policy.longest is not None and policy.longest < c.max_steps:
+                raise ConfigError(
+                    f"engine.max_steps ({c.max_steps}): policy {policy.full_name} was made for "
+                    f"solutions of at most {policy.longest} steps"
+                )
         prm_context = c.max_context + c.max_steps + prm_extra
         self.shards = mesh.shape[DATA] if mesh else 1
         # Halves of the context: a call reads less than twice the slots that its longest row fills.
@@ -217,13 +239,10 @@ class Engine:
         stateful = [i for i, policy in enumerate(c.policies) if policy.state_knows_dial]
         if not request.cells or any(p in stateful and hi - lo > 1 for p, lo, hi in request.cells):
             raise ValueError(f"cells {request.cells}: none, or some that cannot share a row")
-        limit = min(c.context - 2, c.prm_context - c.max_steps - 2)
-        longest = max(len(request.prompt), len(request.prm_prompt))
-        if longest > limit:
-            raise DataError(
-                f"problem {request.problem_id!r}: its prompt has {longest} tokens, "
-                f"engine.max_context ({c.context}) leaves room for {limit}"
-            )
+        extra = c.prm_context - c.context - c.max_steps
+        reason = too_long(len(request.prompt), len(request.prm_prompt), c.context, extra)
+        if reason:
+            raise DataError(f"problem {request.problem_id!r}: {reason}")
 
     def run(self, requests: Iterable[Request], anew: bool = False) -> Iterator[Solution]:
         """Solve every request; solutions come as they finish.

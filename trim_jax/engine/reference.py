@@ -156,9 +156,10 @@ class Reference:
             if begin + len(tokens) == self.config.max_context or (peek and decoded):
                 break
             text = work.text + tokens
+            logits = self.logits(text, writer)
             token = int(_draw(
-                self.logits(text, writer), work.key, np.uint32(writer), np.uint32(len(text)),
-                self.tables.allowed, sampling=self.sampling,
+                logits, work.key, np.uint32(writer), np.uint32(len(text)),
+                self.tables.allowed[: logits.shape[-1]], sampling=self.sampling,
             ))  # fmt: skip
             decoded += 1
             if len(tokens) + 1 == limit:
@@ -203,7 +204,7 @@ class Reference:
     def _entropy(self, work: _Progress) -> float:
         """Entropy of the small model's next token, over its likeliest ones, renormalised."""
         logits = np.asarray(self.logits(work.text, R.SMALL), np.float64)[0]
-        best = np.sort(logits[self.tables.allowed])[::-1][:PEEK_WIDTH]
+        best = np.sort(logits[self.tables.allowed[: len(logits)]])[::-1][:PEEK_WIDTH]
         chance = np.exp(best - best[0])
         chance /= chance.sum()
         return float(-(chance * np.log(chance)).sum())
@@ -215,13 +216,14 @@ class Reference:
         padded[: len(text)] = text
         at = np.minimum(begin - 1 + np.arange(self.config.max_step_tokens), len(text) - 1)
         logits = full_pass(self.params[R.LARGE], padded, at, config=self.models[R.LARGE])
-        logits = np.where(self.tables.allowed, np.asarray(logits, np.float64), -np.inf)
+        allowed, is_eos = (x[: logits.shape[-1]] for x in (self.tables.allowed, self.tables.is_eos))
+        logits = np.where(allowed, np.asarray(logits, np.float64), -np.inf)
         total = 0.0
         for i in range(draft.decoded):
             chance = np.exp(logits[i] - logits[i].max())
             chance /= chance.sum()
             over = i == len(draft.tokens)
-            total += np.log(chance[self.tables.is_eos].sum() if over else chance[draft.tokens[i]])
+            total += np.log(chance[is_eos].sum() if over else chance[draft.tokens[i]])
         work.ledger[R.LARGE, R.PREFILLED] += max(begin - 1 - work.read[R.LARGE], 0)
         work.ledger[R.LARGE, R.SCORED] += draft.decoded
         work.read[R.LARGE] = begin - 1 + draft.decoded

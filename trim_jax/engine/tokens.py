@@ -26,7 +26,7 @@ START_STATE = EMPTY
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenTables:
-    """Arrays indexed by token id; equal if they hold the same, so that programs can be shared.
+    """Arrays indexed by token id, as many as the largest vocabulary has; equal if they hold the same, so that programs can be shared.
 
     Attributes:
       step_next: int8 [V, 5], the step automaton after this token; `OVER` absorbs.
@@ -36,7 +36,7 @@ class TokenTables:
       allowed: bool [V], may be sampled (text and end-of-sequence).
       is_eos: bool [V].
       delimiter: a token that ends a step, for steps that are cut at their limit.
-      separator: id of `<extra_0>`.
+      separator: id of `<extra_0>` for the PRM.
     """
 
     step_next: np.ndarray
@@ -82,20 +82,24 @@ def _boxed_automaton(text: str, state: int) -> int:
     return state
 
 
-def token_tables(tokenizer, vocab: int) -> TokenTables:
-    """Tabulate a Hugging Face tokenizer for models with `vocab` embedding rows.
+def token_tables(tokenizer, vocab: int, prm_tokenizer=None) -> TokenTables:
+    """Tabulate a Hugging Face tokenizer for models with up to `vocab` embedding rows.
+
+    `prm_tokenizer` is that of the PRM, where it has control tokens of its own: Qwen2.5-Math-PRM
+    gives `<extra_0>` the id of a token that Qwen2.5 has for something else.
 
     Raises:
-      CheckpointError: the tokenizer lacks `<extra_0>` or a token that ends in a blank line, or knows
-        more tokens than the models.
+      CheckpointError: the PRM's tokenizer lacks `<extra_0>`, the other a token that ends in a blank
+        line, or it knows more tokens than the models.
     """
+    prm_tokenizer = prm_tokenizer or tokenizer
     size = len(tokenizer)
     if size > vocab:
         raise CheckpointError(f"the tokenizer has {size} tokens, the model only {vocab}")
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    separator = tokenizer.convert_tokens_to_ids(STEP_SEPARATOR)
-    if separator is None or separator == tokenizer.unk_token_id:
-        raise CheckpointError(f"the tokenizer has no token {STEP_SEPARATOR}, which the PRM needs")
+    separator = prm_tokenizer.convert_tokens_to_ids(STEP_SEPARATOR)
+    if separator is None or separator == prm_tokenizer.unk_token_id:
+        raise CheckpointError(f"the tokenizer of the PRM has no token {STEP_SEPARATOR}")
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     breaks = [(text, encode(text)) for text in ("\n\n", ".\n\n")]
     # An unknown token may stand for anything, so what it decodes to counts.

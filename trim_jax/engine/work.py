@@ -155,9 +155,11 @@ def judge(
     tokens = jnp.take_along_axis(text, at, axis=1, mode="clip")
     following = jnp.take_along_axis(text, at + 1, axis=1, mode="clip")
     logits, kv = extend(model, params, kv, index, length, tokens, n_new)
-    chance = jax.nn.log_softmax(jnp.where(jnp.asarray(tables.allowed), logits, -jnp.inf))
+    # The tables may know more tokens than the model: vocabularies are padded differently by size.
+    allowed, is_eos = (jnp.asarray(x[: logits.shape[-1]]) for x in (tables.allowed, tables.is_eos))
+    chance = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf))
     goes_on = jnp.take_along_axis(chance, following[..., None], axis=2, mode="clip")[..., 0]
-    stops = jax.nn.logsumexp(jnp.where(jnp.asarray(tables.is_eos), chance, -jnp.inf), axis=-1)
+    stops = jax.nn.logsumexp(jnp.where(is_eos, chance, -jnp.inf), axis=-1)
     # Only a draft that drew end-of-sequence reads as far as this.
     each = jnp.where(at + 1 == get(rows.n_text)[:, None], stops, goes_on)
     mean = jnp.where(jnp.arange(chunk) < n_new[:, None], each, 0).sum(axis=1) / drawn
@@ -206,9 +208,9 @@ def decode(
     """
     step_next, boxed_next = jnp.asarray(tables.step_next), jnp.asarray(tables.boxed_next)
     stripped, is_eos = jnp.asarray(tables.stripped), jnp.asarray(tables.is_eos)
-    allowed = jnp.asarray(tables.allowed)
-    if len(tables.allowed) != model.config.vocab:
-        raise ValueError("token tables and model disagree on the vocabulary")
+    allowed = jnp.asarray(tables.allowed[: model.config.vocab])
+    if len(allowed) != model.config.vocab:
+        raise ValueError("the model has more tokens than the token tables")
 
     B, S = rows.tokens.shape
     index, row, valid = _chosen(mask, rows.length[:, which], tile.rows)

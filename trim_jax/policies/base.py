@@ -22,11 +22,13 @@ as if it had run alone, at the cost of the distinct histories only.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any, ClassVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trim_jax.errors import ConfigError
 
@@ -93,6 +95,7 @@ class Policy:
       needs_reference: `decide` reads `Observation.right`.
       state_knows_dial: the state after a decision depends on the dial, and not only on what was
         seen and done. Settings of such a policy cannot share a row with each other.
+      rising: a higher dial spends more; what an average budget steers must.
       peeks, judges: `plan` may return PEEK, DRAFT_AND_JUDGE. Only runs with such a policy are
         compiled for that work.
     """
@@ -104,6 +107,7 @@ class Policy:
     parameter: ClassVar[str] = ""
     needs_reference: ClassVar[bool] = False
     state_knows_dial: ClassVar[bool] = False
+    rising: ClassVar[bool] = True
     peeks: ClassVar[bool] = False
     judges: ClassVar[bool] = False
 
@@ -116,6 +120,11 @@ class Policy:
     @property
     def full_name(self) -> str:
         return f"{self.name}-{self.variant}" if self.variant else self.name
+
+    @property
+    def longest(self) -> int | None:
+        """How many steps a solution may have that it decides on; None: any number."""
+        return None
 
     def init(self, rows: int) -> Any:
         """State carried by every row between steps, a pytree of arrays with leading axis `rows`.
@@ -145,3 +154,14 @@ def held_weights(policies: Any) -> list[Any]:
             inside = [x for x in jax.tree.leaves(fields) if isinstance(x, Policy)]
             found += [x.weights for x in inside] + held_weights(inside)
     return found
+
+
+def fingerprint(policy: Policy) -> str:
+    """SHA-256 of a policy's fields and weights, those of policies inside it included."""
+    digest = hashlib.sha256(repr(policy).encode())
+    weights = [policy.weights, *held_weights([policy])]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()

@@ -57,6 +57,7 @@ class Glimp(base.Policy):
     settings: tuple[float, ...] = (1.0,)
     name: ClassVar[str] = "glimp"
     parameter: ClassVar[str] = "entropy"
+    rising: ClassVar[bool] = False
     peeks: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -53,6 +53,10 @@ class _Solved(base.Policy):
             raise ConfigError(f"policy {self.name}: needs its values solved for every setting; "
                               f"make it with {type(self).__name__}.of(parameters, worths)")
 
+    @property
+    def longest(self) -> int:
+        return self.weights["ahead"].shape[1] - 1
+
     @classmethod
     def _of(
         cls, parameters: Parameters, worths: Sequence[float], observed: np.ndarray,

@@ -41,6 +41,14 @@ class Wrapper(base.Policy):
         return self.policy.state_knows_dial
 
     @property
+    def longest(self):
+        return self.policy.longest
+
+    @property
+    def rising(self):
+        return self.policy.rising
+
+    @property
     def peeks(self):
         return self.policy.peeks
 

@@ -8,7 +8,7 @@ special token: a problem that spells one is refused.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
 from trim_jax.errors import DataError
 from trim_jax.tasks.data import Problem
@@ -45,7 +45,7 @@ def prm_prompt_ids(
     system: str | None = None,
     problem_id: str | None = None,
 ) -> list[int]:
-    """Everything before the first step in the PRM's stream (no system turn where it is empty).
+    """Everything before the first step in the PRM's stream (where it is empty, the system turn of the chat template, if any).
 
     The steps follow as ``step <extra_0> step <extra_0> ...``, without their delimiter.
     """
@@ -65,32 +65,6 @@ def refuse_special_text(
                 f"{where} contains {token!r}, which the models would read as a control token; "
                 "remove it from the text"
             )
-
-
-def check_prompts(
-    tokenizer: PreTrainedTokenizerFast,
-    problems: Sequence[Problem],
-    instruction: str | None,
-    context: int,
-) -> None:
-    """Raise one DataError that names every problem that cannot be asked.
-
-    A problem is refused when it spells a control token, or when its prompt leaves no room for a
-    solution in a context of `context` tokens.
-    """
-    bad = []
-    for problem in problems:
-        try:
-            length = len(lm_prompt_ids(tokenizer, problem.problem, instruction, problem.id))
-        except DataError as error:
-            bad.append(f"  {error}")
-            continue
-        if length >= context:
-            bad.append(
-                f"  problem {problem.id!r} takes {length} tokens, but the context has {context}"
-            )
-    if bad:
-        raise DataError(f"{len(bad)} problem(s) cannot be asked:\n" + "\n".join(bad))
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> list[int]:

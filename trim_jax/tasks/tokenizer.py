@@ -113,11 +113,20 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
 
 def check_same_tokenizer(
-    a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast, name_a: str, name_b: str
-) -> None:
-    """Refuse two models whose tokens differ: they read and continue each other's token ids."""
-    by_id_a = {index: token for token, index in a.get_vocab().items()}
-    by_id_b = {index: token for token, index in b.get_vocab().items()}
+    a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast, name_a: str, name_b: str,
+    control: bool = True,
+) -> None:  # fmt: skip
+    """Refuse two models whose tokens differ: they read and continue each other's token ids.
+
+    Without `control` only those of text are compared: a PRM reads steps, in a chat of its own, and
+    Qwen2.5-Math-PRM has `<extra_0>` where Qwen2.5 has another control token.
+    """
+
+    def by_id(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+        left_out = {} if control else tokenizer.get_added_vocab()
+        return {i: token for token, i in tokenizer.get_vocab().items() if token not in left_out}
+
+    by_id_a, by_id_b = by_id(a), by_id(b)
     for index in sorted(by_id_a.keys() | by_id_b.keys()):
         token_a, token_b = by_id_a.get(index), by_id_b.get(index)
         if token_a != token_b:

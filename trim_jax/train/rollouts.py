@@ -21,7 +21,6 @@ from trim_jax.engine.sampling import Sampling, fold, row_key, uniform
 from trim_jax.engine.steps import POLICY_STREAM
 from trim_jax.engine.store import StepStore
 from trim_jax.policies.learned import Priced
-from trim_jax.tasks import prompts
 from trim_jax.tasks.data import Problem
 from trim_jax.train.episodes import Episodes, from_traces
 
@@ -53,7 +52,7 @@ class Player:
         # Ways to explore are of one class: their traces are told apart by a variant.
         self.policies = [dataclasses.replace(p, variant=f"{i}") for i, p in enumerate(policies)]
         self.trio, self.instruction, self.prm_system = trio, instruction, prm_system
-        self.max_steps, self.context = engine.max_steps, engine.max_context
+        self.max_steps, self.size = engine.max_steps, engine
         self.engine = Engine(
             trio.models, trio.params, trio.tables, self.policies, engine, sampling, trio.mesh,
             store=store,
@@ -72,11 +71,12 @@ class Player:
         Raises:
           DataError: a prompt that cannot be asked; all of them are named before anything runs.
         """
-        prompts.check_prompts(self.trio.tokenizer, problems, self.instruction, self.context)
+        asks = self.instruction, self.prm_system
+        api.check_prompts(self.trio, problems, self.size, *asks)
         for i in which:
             self.engine.load_weights(i, weights)
         asked = api.requests(
-            self.trio, self.policies, problems, (seed,), self.instruction, self.prm_system, which
+            self.trio, self.policies, problems, (seed,), *asks, which
         )
         written = list(self.engine.run(asked))
         self.solutions += len(written)
