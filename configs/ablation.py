@@ -16,7 +16,7 @@ from trim_jax.configs import study
 def get_config() -> ConfigDict:
     """1,000 problems of `test`, one seed: more problems tell more apart than more seeds do."""
     config = study.get_config()
-    config.out = "results/arith-ablation"
+    config.out = "results/ablation"
     config.seeds = (0,)
     config.data.limit = 1000
     config.sweep.validation = 300

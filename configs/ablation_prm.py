@@ -2,11 +2,11 @@
 
     trim-jax train-prm --config train_prm_noisy
     trim-jax study --config ablation_prm --config.trio.prm=workdir/prm_noisy/model
-        --config.out=results/arith-ablation-prm-noisy
+        --config.out=results/ablation-prm-noisy
 
     trim-jax train-prm --config train_prm_small
     trim-jax study --config ablation_prm --config.trio.prm=workdir/prm_small/model
-        --config.out=results/arith-ablation-prm-small
+        --config.out=results/ablation-prm-small
 
 Traces are collected and policies trained anew with that model. The same problems and seed as in the
 config ablation, which has the shipped one.
@@ -20,6 +20,6 @@ from trim_jax.configs import ablation
 def get_config() -> ConfigDict:
     """1,000 problems of `test`, one seed, one policy of each kind."""
     config = ablation.get_config()
-    config.out = "results/arith-ablation-prm"
+    config.out = "results/ablation-prm"
     config.study.policies = ("pomdp", "pomdp_filtered", "q", "agg")
     return config

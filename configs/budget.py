@@ -1,8 +1,9 @@
 """A data set routed under a budget: so many large-model tokens a problem, on average or at most.
 
     trim-jax budget --config.budget.average=10                 # TRIM-Thr, its threshold moved
-    trim-jax budget --config.budget.average=10 --config.policy=results/arith-study/policies/q-judged
-    trim-jax budget --config.budget.cap=64
+    trim-jax budget --config.budget.average=10 --config.out=results/budget-judged
+        --config.policy=results/arith-study/policies/q-judged
+    trim-jax budget --config.budget.cap=64 --config.out=results/budget-cap
 
 An average is met over the whole run by moving the policy's dial between chunks of problems, in the
 order of the data set: up while less is spent than planned, down while more is. It ends within 2 %
@@ -20,7 +21,7 @@ from trim_jax.configs import base
 def get_config() -> ConfigDict:
     """What routing needs, all of `test` in 50 chunks, one seed."""
     config = base.pick("out", "store", "seeds", "trio", "data", "sampling", "engine", "policy")
-    config.out = "results/arith-budget"
+    config.out = "results/budget"
     config.seeds = (0,)
     config.data.limit = None
     # Problems between two moves of the dial, and two writes. About 50 chunks are wanted to meet an

@@ -15,5 +15,8 @@ from trim_jax.configs import base
 def get_config() -> ConfigDict:
     """What routing needs, with one seed."""
     config = base.pick("seeds", "trio", "data", "sampling", "engine", "policy")
+    del config.data["source"], config.data["split"], config.data["limit"]
+    del config.engine["chunk_problems"]
+    # The first one is the solution's sampling seed.
     config.seeds = (0,)
     return config

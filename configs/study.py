@@ -16,7 +16,7 @@ from trim_jax.configs import base
 def get_config() -> ConfigDict:
     """All of `test`, three seeds."""
     config = base.get_config()
-    config.out = "results/arith-study"
+    config.out = "results/study"
     config.store = "workdir/steps"
     config.data.limit = None
     config.sweep.validation = 1000

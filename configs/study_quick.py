@@ -11,7 +11,7 @@ from trim_jax.configs import study
 def get_config() -> ConfigDict:
     """300 problems of `test`, one seed."""
     config = study.get_config()
-    config.out = "results/arith-study-quick"
+    config.out = "results/study-quick"
     config.store = ""  # without tuning nothing is asked for twice
     config.seeds = (0,)
     config.data.limit = 300

@@ -16,6 +16,9 @@ from trim_jax.configs import base
 def get_config() -> ConfigDict:
     """The large model's body and two more layers."""
     config = base.pick("out", "trio", "data", "sampling", "engine")
+    # It is what the PRM is made for; and training is in float32 on one device.
+    del config.trio["prm"], config.engine["dtype"], config.engine["chunk_problems"]
+    del config.engine["mesh_data"], config.engine["mesh_model"]
     base.add_reward_model(config)
     base.add_training(config)
     config.out = "workdir/prm"

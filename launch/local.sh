@@ -10,7 +10,7 @@ Runs `trim-jax COMMAND ARGUMENTS` on whatever JAX finds here. With DEVICES=N it 
 split into N devices, to try the mesh of a TPU before paying for one:
 
   DEVICES=8 launch/local.sh solve 'Start with 46. Add 27. What is the result?' \
-      --config.engine.mesh_data=2 --config.engine.mesh_model=4
+      --config.engine.mesh_data=8
 EOF
 }
 

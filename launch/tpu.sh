@@ -202,6 +202,7 @@ worker_run() { # arguments of trim-jax
     if [[ $hosts != 1 && " $*" != *" --config.engine.hosts="* ]]; then
         case $1 in
             report | data | recorded) ;; # they route nothing
+            train-*) echo "$1 runs on one host, and this slice has $hosts" >&2; exit 1 ;;
             *) set -- "$@" "--config.engine.hosts=$hosts" ;;
         esac
     fi
@@ -279,8 +280,17 @@ fetch() {
     local path folder
     path=$(inside "${1:-}")
     folder=$(dirname "$path")
-    dry || mkdir -p "$folder"
-    tpus tpu-vm scp "$TPU_NAME:trim_jax/$path" "$folder/" --recurse --worker=0
+    # Aside first: a copy that is cut off must not leave half a file where a whole one was.
+    local aside=$folder/.fetched
+    dry || { rm -rf "$aside" && mkdir -p "$aside"; }
+    tpus tpu-vm scp "$TPU_NAME:trim_jax/$path" "$aside/" --recurse --worker=0
+    if dry; then return; fi
+    (
+        cd "$aside"
+        find . -type d -exec mkdir -p ../{} \;
+        find . -type f -exec mv -f {} ../{} \;
+    )
+    rm -rf "$aside"
 }
 
 if [[ ${1:-} == --dry-run ]]; then

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -28,6 +29,17 @@ def test_every_shipped_config_loads_by_name_and_by_path():
         by_path = load_config(module.__file__)
         assert to_json(load_config(name)) == to_json(by_path)
         assert by_path.is_locked
+
+
+def test_no_command_writes_where_kept_results_are_by_default():
+    root = Path(__file__).parent.parent
+    done = subprocess.run(["git", "ls-files", "results"], cwd=root, capture_output=True, text=True)
+    if done.returncode or not done.stdout:
+        pytest.skip("not a git checkout")
+    kept = {"/".join(line.split("/")[:2]) for line in done.stdout.splitlines()}
+    configs = [load_config(name) for name in NAMES]
+    outs = {config.out for config in configs if "out" in config}
+    assert len(outs) > 8 and outs & kept == set()
 
 
 @pytest.mark.parametrize("override, name, expected", [
@@ -80,6 +92,8 @@ def test_the_last_of_two_overrides_wins():
     ("--config.policy.threshold=high", ["policy.threshold=high", "a number", "0.5", "rewrites"]),
     ("--config.engine.slots=1.5", ["engine.slots=1.5", "a whole number", "512", "memory"]),
     ("--config.data.limit=all", ["a whole number, or none", "Only the first"]),
+    ("--config.seeds=", ["--config.seeds=", "at least one, and none twice"]),
+    ("--config.seeds=0,1,0", ["--config.seeds=0,1,0", "at least one, and none twice"]),
     ("--config.seeds=1,x", ["whole numbers separated by commas", "0,1,2"]),
     ("--config.sweep.oracle=maybe", ["true or false"]),
     ("--config.policy.threshold=", ["a number"]),

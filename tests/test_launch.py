@@ -44,7 +44,12 @@ elif verb == "ssh":
     sys.exit(subprocess.call(["bash", "-c", command], cwd=worker, env=home))
 elif verb == "scp":
     source, target = (a.replace("trim-jax:", f"{{worker}}/") for a in plain)
-    sys.exit(subprocess.call(["cp", "-r", source, target]))
+    failed = subprocess.call(["cp", "-r", source, target])
+    if (play / "cut off").exists():
+        for file in filter(pathlib.Path.is_file, pathlib.Path(target).rglob("*")):
+            file.write_text("")
+        failed = 1
+    sys.exit(failed)
 """
 
 UV = """#!/bin/bash
@@ -254,18 +259,27 @@ def test_setup_run_log_fetch(play):
     assert "--worker=0" in play.calls()[0]
 
     play.tpu("fetch", "results/run/")
-    copied = "tpu-vm scp trim-jax:trim_jax/results/run results/ --recurse --worker=0"
+    copied = "tpu-vm scp trim-jax:trim_jax/results/run results/.fetched/ --recurse --worker=0"
     assert play.calls() == [copied]
     fetched = play.checkout / "results/run"
     assert (fetched / "commit").read_text() == (results / "commit").read_text()
     play.tpu("fetch", "results/run")  # onto what was fetched before, not into it
-    assert not (fetched / "run").exists()
+    assert not (fetched / "run").exists() and not (play.checkout / "results/.fetched").exists()
+    # A copy that is cut off leaves what was there as it was.
+    (results / "commit").write_text("newer")
+    (play.folder / "cut off").touch()
+    play.tpu("fetch", "results/run", code=1)
+    assert (fetched / "commit").read_text() != "newer"
+    (play.folder / "cut off").unlink()
+    play.tpu("fetch", "results/run")
+    assert (fetched / "commit").read_text() == "newer"
 
 
 @pytest.mark.parametrize("given,arguments", [
     (["sweep"], ["sweep", "--config.engine.hosts=4"]),
     (["sweep", "--config.engine.hosts=2"], ["sweep", "--config.engine.hosts=2"]),
     (["report", "results/run"], ["report", "results/run"]),  # routes nothing
+    (["train-lm"], None),
 ])  # fmt: skip
 def test_on_a_slice_of_several_hosts_each_is_told_how_many_there_are(play, given, arguments):
     (play.folder / "endpoints").write_text("10.0.0.1,10.0.0.2,10.0.0.3,10.0.0.4")
@@ -273,6 +287,9 @@ def test_on_a_slice_of_several_hosts_each_is_told_how_many_there_are(play, given
     assert play.changes() == ["tpu-vm create trim-jax --accelerator-type=v5p-32 "
                               "--version=v2-alpha-tpuv5"]
     play.tpu("setup")
+    if arguments is None:
+        assert "train-lm runs on one host, and this slice has 4" in play.tpu("run", *given, code=1)
+        return
     play.tpu("run", *given)
     written = wait_for(play.worker / "trim_jax/results/run/arguments").split()
     assert written == arguments

@@ -88,8 +88,10 @@ def test_a_resumed_run_ends_with_the_same_weights(examples, tmp_path):
     resumed = fit(lm_loss(MODEL), params, batches, SETTINGS, tmp_path / "killed", "killed")
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed)):
         np.testing.assert_array_equal(a, b)
-    curve = json.loads((tmp_path / "killed" / "loss.json").read_text())
-    assert [step for step, _ in curve] == [6]
+    found, expected = (
+        json.loads((tmp_path / name / "loss.json").read_text()) for name in ("killed", "whole")
+    )
+    assert found == expected and [step for step, _ in found] == [2, 4, 6]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(examples, tmp_path):

@@ -17,7 +17,7 @@ from trim_jax.policies.takeover import Takeover
 from trim_jax.sim.process import simple_process
 from trim_jax.train import policies as training
 from trim_jax.train.policies import (
-    RECIPES, Order, Recipe, check_names, in_order, train_missing,
+    RECIPES, Order, Recipe, check_names, in_order, train_apart, train_missing,
 )  # fmt: skip
 from trim_jax.train.q import QConfig
 
@@ -71,6 +71,13 @@ def test_what_is_judged_learns_from_what_was_judged(tmp_path):
     for world, process in zip(worlds, (scored, likely)):
         np.testing.assert_array_equal(world.process.logit, process.logit[:, :, :4])
         assert world.max_steps == 4  # those of its plan, not of the engine
+
+
+def test_another_process_trains_on_the_cpu_whatever_holds_the_accelerator(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")  # where there is none, or another process has it
+    folder, out = write_result(tmp_path / "collected", range(20)), tmp_path / "policies"
+    train_apart(folder, out, ["rsd", "pomdp"], ORDER)
+    assert [load_policy(out / name).name for name in ("rsd", "pomdp")] == ["rsd", "pomdp"]
 
 
 def test_policies_have_their_names_and_may_begin_with_others(tmp_path, short, monkeypatch):

@@ -108,7 +108,9 @@ def fit(
             state, value = update(state, batch)
             recent.append(value)
             tokens += batch["tokens"].size
-            if (step + 1) % 50 == 0 or step + 1 == config.steps:
+            saves = (step + 1) % config.save_every == 0 or step + 1 == config.steps
+            # Before every save, too: the mean so begins anew with it, and no NaN is saved.
+            if (step + 1) % 50 == 0 or saves:
                 mean = float(np.mean(jax.device_get(recent)))
                 if not np.isfinite(mean):
                     raise CheckpointError(
@@ -120,7 +122,7 @@ def fit(
                 recent = []
                 rate = tokens / (time.perf_counter() - begun)
                 bar.set_postfix_str(f"loss {mean:.4f}, {rate / 1e3:.1f}k tok/s")
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            if saves:
                 atomic_write(folder / "loss.json", [json.dumps(curve).encode()])
                 manager.save(step + 1, args=ocp.args.StandardSave(state))
         manager.wait_until_finished()

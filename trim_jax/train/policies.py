@@ -18,7 +18,8 @@ What ends in -tuned goes on from a policy made here with the models' own solutio
 
 All this happens in a process of its own (`train_apart`). On a CPU with two cores XLA's threads can
 wait for each other for ever in loops as deep as PPO's (jaxlib 0.10.2, seen about once in ten runs
-even with `loop_options`); a process that has finished nothing for a while is started again.
+even with `loop_options`); a process that has finished nothing for a while is started again. It
+works on the CPU: the accelerator may serve one process only, and that one holds the models.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from trim_jax.train.judged import judged_process
 from trim_jax.train.takeover import handing_over
 
 PATIENCE = 600  # seconds without a finished policy after which the process is started again
-ATTEMPTS = 3
+ATTEMPTS = 3  # each with twice the patience of the one before: it may have been slow, not stalled
 
 Wrap = Callable[[Policy], Policy]  # takeover or judged
 
@@ -302,15 +303,15 @@ def train_apart(
     check_names(names)
     names = in_order(names)
     context = multiprocessing.get_context("spawn")
-    for _ in range(ATTEMPTS):
-        child = context.Process(target=train_missing, args=(folder, out, names, order))
+    for attempt in range(ATTEMPTS):
+        child = context.Process(target=_train_on_cpu, args=(folder, out, names, order))
         child.start()
         progress, since = _finished(out, names), time.monotonic()
         while child.is_alive():
             child.join(timeout=1)
             if _finished(out, names) != progress:
                 progress, since = _finished(out, names), time.monotonic()
-            elif time.monotonic() - since > PATIENCE:
+            elif time.monotonic() - since > PATIENCE * 2**attempt:
                 child.kill()
                 child.join()
         if len(_finished(out, names)) == len(names):
@@ -322,6 +323,11 @@ def train_apart(
 
 def _finished(out: str | Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if is_saved(Path(out) / name)]
+
+
+def _train_on_cpu(*arguments: Any) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    train_missing(*arguments)
 
 
 def train_missing(
