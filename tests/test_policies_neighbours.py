@@ -68,7 +68,7 @@ def chances(writer, text):
     logits = full_pass(
         trio.params[writer], tokens, np.arange(len(tokens)), config=trio.models[writer]
     )
-    chance = np.exp(np.asarray(logits, np.float64)) * trio.tables.allowed
+    chance = np.exp(np.asarray(logits, np.float64)) * trio.tables.allowed[: logits.shape[-1]]
     return chance / chance.sum(axis=1, keepdims=True)
 
 

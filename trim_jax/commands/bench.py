@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from trim_jax import provenance
-from trim_jax.bench import floor, footprint, sharing, throughput
+from trim_jax.bench import floor, footprint, sharing, throughput, torch_baseline
 from trim_jax.commands import setup
 from trim_jax.errors import ResultError
 from trim_jax.results import atomic_write, dumps
@@ -45,6 +46,8 @@ def run(config: ConfigDict) -> dict[str, Any]:
     trio = setup.load_models(config)
     setup.check_prompts(config, trio, problems)
     result["provenance"] = provenance.collect(trio.folders, problems)
+    if torch_baseline.has_torch():
+        result["provenance"]["versions"]["torch"] = importlib.metadata.version("torch")
     if "throughput" in settings.parts:
         result["throughput"] = []
         for batch in settings.batches:
