@@ -60,7 +60,8 @@ PRM_EXTRA = 64  # tokens that the PRM's prompt may be longer than the language m
 def too_long(prompt: int, prm_prompt: int, context: int, extra: int = PRM_EXTRA) -> str | None:
     """Why prompts of so many tokens have no room in an engine; None if they have."""
     if prompt > context - 2:
-        return f"its prompt has {prompt} tokens, engine.max_context ({context}) leaves room for {context - 2}"
+        return (f"its prompt has {prompt} tokens, engine.max_context ({context}) leaves room for "
+                f"{context - 2}")  # fmt: skip
     if prm_prompt > prompt + extra:
         return (f"its prompt has {prm_prompt} tokens for the PRM, which may be {extra} more than "
                 f"the language models' {prompt}: shorten data.prm_system")  # fmt: skip

@@ -26,7 +26,9 @@ START_STATE = EMPTY
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenTables:
-    """Arrays indexed by token id, as many as the largest vocabulary has; equal if they hold the same, so that programs can be shared.
+    """Arrays indexed by token id; equal if they hold the same, so that programs can be shared.
+
+    V is the largest vocabulary of the models; whoever has fewer tokens reads the first so many.
 
     Attributes:
       step_next: int8 [V, 5], the step automaton after this token; `OVER` absorbs.

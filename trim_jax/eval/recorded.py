@@ -73,8 +73,9 @@ def _plain(e: Mapping[str, Any]) -> str:
 
 def _cells(row: Mapping[str, Any], seeds: str) -> list[str]:
     dibc, targets = row["mean_dibc"], row["mean_dibc"]["targets_reached"]
+    reached = "–" if targets is None else f"{targets:.0f}"
     return [*(_percent(row["cpt"][x]) for x in row["cpt"]),
-            f"{_plain(dibc)} ({'–' if targets is None else f'{targets:.0f}'})", _plain(row["apgr"]), seeds,
+            f"{_plain(dibc)} ({reached})", _plain(row["apgr"]), seeds,
             _percent(row["budget_accuracy"]["20"])]  # fmt: skip
 
 
