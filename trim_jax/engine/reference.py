@@ -151,6 +151,7 @@ class Reference:
         """One step of a language model behind the accepted text, or its first token."""
         limit = self.config.max_step_tokens
         begin = len(work.text)
+        allowed, is_eos = self.tables.of_model(self.models[writer].vocab)
         tokens, decoded, state, boxed, ended = [], 0, START_STATE, 0, False
         while not ended and state != OVER and len(tokens) < limit:
             if begin + len(tokens) == self.config.max_context or (peek and decoded):
@@ -158,13 +159,13 @@ class Reference:
             text = work.text + tokens
             logits = self.logits(text, writer)
             token = int(_draw(
-                logits, work.key, np.uint32(writer), np.uint32(len(text)),
-                self.tables.allowed[: logits.shape[-1]], sampling=self.sampling,
+                logits, work.key, np.uint32(writer), np.uint32(len(text)), allowed,
+                sampling=self.sampling,
             ))  # fmt: skip
             decoded += 1
             if len(tokens) + 1 == limit:
                 token = self.tables.delimiter
-            ended = bool(self.tables.is_eos[token])
+            ended = bool(is_eos[token])
             if not ended:
                 tokens.append(token)
                 state = self.tables.step_next[token, state]
@@ -204,7 +205,8 @@ class Reference:
     def _entropy(self, work: _Progress) -> float:
         """Entropy of the small model's next token, over its likeliest ones, renormalised."""
         logits = np.asarray(self.logits(work.text, R.SMALL), np.float64)[0]
-        best = np.sort(logits[self.tables.allowed[: len(logits)]])[::-1][:PEEK_WIDTH]
+        allowed, _ = self.tables.of_model(len(logits))
+        best = np.sort(logits[allowed])[::-1][:PEEK_WIDTH]
         chance = np.exp(best - best[0])
         chance /= chance.sum()
         return float(-(chance * np.log(chance)).sum())
@@ -216,7 +218,7 @@ class Reference:
         padded[: len(text)] = text
         at = np.minimum(begin - 1 + np.arange(self.config.max_step_tokens), len(text) - 1)
         logits = full_pass(self.params[R.LARGE], padded, at, config=self.models[R.LARGE])
-        allowed, is_eos = (x[: logits.shape[-1]] for x in (self.tables.allowed, self.tables.is_eos))
+        allowed, is_eos = self.tables.of_model(logits.shape[-1])
         logits = np.where(allowed, np.asarray(logits, np.float64), -np.inf)
         total = 0.0
         for i in range(draft.decoded):

@@ -49,6 +49,15 @@ class TokenTables:
     delimiter: int
     separator: int
 
+    def of_model(self, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+        """`allowed` and `is_eos`, bool [vocab], of a model with that many logits.
+
+        Vocabularies are padded differently by size: the tables may know more than one of the models.
+        """
+        if vocab > len(self.allowed):
+            raise ValueError("the model has more tokens than the token tables")
+        return self.allowed[:vocab], self.is_eos[:vocab]
+
     def content(self) -> tuple[bytes, ...]:
         """The bytes of every field, in order."""
         fields = dataclasses.fields(self)

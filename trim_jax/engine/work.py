@@ -155,8 +155,7 @@ def judge(
     tokens = jnp.take_along_axis(text, at, axis=1, mode="clip")
     following = jnp.take_along_axis(text, at + 1, axis=1, mode="clip")
     logits, kv = extend(model, params, kv, index, length, tokens, n_new)
-    # The tables may know more tokens than the model: vocabularies are padded differently by size.
-    allowed, is_eos = (jnp.asarray(x[: logits.shape[-1]]) for x in (tables.allowed, tables.is_eos))
+    allowed, is_eos = map(jnp.asarray, tables.of_model(logits.shape[-1]))
     chance = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf))
     goes_on = jnp.take_along_axis(chance, following[..., None], axis=2, mode="clip")[..., 0]
     stops = jax.nn.logsumexp(jnp.where(is_eos, chance, -jnp.inf), axis=-1)
@@ -207,10 +206,8 @@ def decode(
     with the entropy of the token that it drew.
     """
     step_next, boxed_next = jnp.asarray(tables.step_next), jnp.asarray(tables.boxed_next)
-    stripped, is_eos = jnp.asarray(tables.stripped), jnp.asarray(tables.is_eos)
-    allowed = jnp.asarray(tables.allowed[: model.config.vocab])
-    if len(allowed) != model.config.vocab:
-        raise ValueError("the model has more tokens than the token tables")
+    stripped = jnp.asarray(tables.stripped)
+    allowed, is_eos = map(jnp.asarray, tables.of_model(model.config.vocab))
 
     B, S = rows.tokens.shape
     index, row, valid = _chosen(mask, rows.length[:, which], tile.rows)

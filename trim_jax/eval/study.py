@@ -34,10 +34,11 @@ reach the target."""
 # ------------------------------------------------------------------------------------- the table
 
 
-def _cell(entry: Mapping[str, Any] | None, scale: float = 100.0, digits: int = 1) -> str:
-    """An estimate with its interval."""
+def _cell(entry: Mapping[str, Any] | None, scale: float = 100.0, digits: int = 1,
+          gone: str = "-") -> str:
+    """An estimate with its interval; `gone` where there is none."""
     if entry is None or entry["value"] is None:
-        return "not reached"
+        return gone
     text = [f"{scale * entry[part]:.{digits}f}" if entry[part] is not None else "-"
             for part in ("value", "low", "high")]  # fmt: skip
     return f"{text[0]} [{text[1]}, {text[2]}]"
@@ -97,7 +98,7 @@ def table(summary: Summary) -> str:
             ]  # fmt: skip
         rows.append([
             entry["label"], *chosen, _cell(times[name]["ms"], 1.0, 2) if name in times else "-",
-            *(_cell(entry["cpt"][x]["c"]) for x in LEVELS),
+            *(_cell(entry["cpt"][x]["c"], gone="not reached") for x in LEVELS),
             _cell(entry["mean_dibc"], 1.0, 2), _cell(entry["apgr"], 1.0, 3),
             *(_cell(entry["budget_accuracy"][b]) for b in BUDGETS),
         ])  # fmt: skip

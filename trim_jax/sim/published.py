@@ -10,9 +10,13 @@ No traces are needed, only `pomdp_parameters.json`: histograms of step counts an
    over the bins beside them. The kernel's width shows in the table itself (a wider one cannot make
    it), and the scores behind it are recovered by maximum likelihood (Richardson-Lucy).
 3. What the histograms do not hold: the levels on the test problems, the correlation of the two
-   problem effects, and `draft_wrong`, from the two anchors and two recorded
-   thresholds, with priors. The spreads are fitted again: PRM-made labels blur them, above all the
-   large model's, of which stage 1 finds next to none.
+   problem effects, `draft_wrong`, and `doubt`, how much likelier a low score for a right step is in
+   a routed run than in the densities, whose steps come from the small model's own solutions; from
+   the two anchors, two recorded thresholds and the three published CPTs, with priors. Without the
+   CPTs (`Recorded(costs=())`), where `doubt` is 0, TRIM-Thr reaches PGR 50, 80 and 95 % at 16, 22
+   and 29 % of the large model's tokens, with them at 18, 28 and 38; published are 19.7, 27.8 and
+   43.4. The spreads are fitted again: PRM-made labels blur them, above all the large model's, of
+   which stage 1 finds next to none.
 
 Assumed, since nothing is published:
 
@@ -45,7 +49,7 @@ from trim_jax.errors import DataError
 from trim_jax.policies.simple import Threshold
 from trim_jax.sim import deblur, tables
 from trim_jax.sim.env import rollout
-from trim_jax.sim.process import ENTRIES, LARGE, S0, S1, SMALL, Process
+from trim_jax.sim.process import ENTRIES, LARGE, S0, S1, S2, SMALL, Process
 
 MAX_STEPS = 30
 PLANS = 4096
@@ -56,9 +60,10 @@ LENGTH_SPREAD = 0.83  # of the logarithm of a length: a standard deviation of th
 ERROR_SLOPE, SCORE_SLOPE = 1.2, 0.9  # on it, of the logits of an error and of a low score
 _MIN_EDGES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # Priors of stage 3, (mean, standard deviation): atanh of the correlation; the two terms of
-# `draft_wrong`; log of the spread for the small model (around stage 1) and for the large.
+# `draft_wrong`; log of the spread for the small model (around stage 1) and for the large; log odds.
 _RHO, _CONSTANT, _SCORE = (1.2, 0.4), (0.5, 1.0), (3.0, 3.0)
-_SD_ERROR, _SD_LARGE = 0.3, (0.0, 0.5)
+_SD_ERROR, _SD_LARGE, _DOUBT = 0.3, (0.0, 0.5), (0.0, 0.5)
+_CURVE = tuple(round(0.05 * i, 2) for i in range(1, 20))  # thresholds that the CPTs are read from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Recorded:
       steps, tokens: means a problem of the large model alone.
       points: (threshold, accuracy) of TRIM-Thr.
       error: standard error of an accuracy, for the weight of the points against the priors.
+      costs: (PGR, least share of strong-only tokens that reaches it, its standard error) of
+        TRIM-Thr: published CPTs, and what an error of 2 points of accuracy makes of them.
     """
 
     weak: float = 0.364
@@ -78,6 +85,9 @@ class Recorded:
     tokens: float = 494.8
     points: tuple[tuple[float, float], ...] = ((0.5, 0.674), (0.9, 0.714))
     error: float = 0.01
+    costs: tuple[tuple[float, float, float], ...] = (
+        (0.5, 0.197, 0.015), (0.8, 0.278, 0.015), (0.95, 0.434, 0.04),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Report:
       by_model: of stage 1, {"small": {"mean", "sd", "slope", "first"}, "large": ...}.
       kernels: of stage 2, for each state the widths (least score, score) of its kernel.
       parameters: of stage 3.
-      predicted: accuracy at 0, 1 and the thresholds of the points, in that order.
+      predicted: accuracy at 0, 1 and the thresholds of the points, then the costs, in that order.
       wanted: their recorded values.
     """
 
@@ -128,7 +138,7 @@ def fit_published(
 
     start = _process(fits, _tilt(shared, recorded.steps), cells, recorded)
     process, parameters, predicted = _fit_recorded(start, fits, recorded)
-    wanted = (recorded.weak, recorded.strong, *(a for _, a in recorded.points))
+    wanted = _wanted(recorded)
     by_model = dict(zip(("small", "large"), fits))
     return process, Report(by_model, kernels, parameters, predicted, wanted)
 
@@ -241,51 +251,70 @@ def _by_length(cells: np.ndarray, excess: np.ndarray) -> np.ndarray:
     low scores are as frequent over all kinds as before. Of the first wrong step, S2, the score does
     not depend on the length (in the recorded solutions hardly).
     """
-    out = np.repeat(cells[:, None], len(excess), axis=1)
-    u = np.arange(cells.shape[-1]) / (cells.shape[-1] - 1)
     odds = np.exp(SCORE_SLOPE * excess)
     odds /= odds.mean()
-    for kind in range(len(excess)):
-        # Where the quantile u of this kind lies among all.
-        place = u / (u + odds[kind] * (1 - u))
-        for state in (S0, S1):
-            for c in range(cells.shape[1]):
-                out[state, kind, c] = np.interp(place, u, cells[state, c])
-    return out
+    kinds = [_doubted(jnp.asarray(cells[[S0, S1]]), o) for o in odds]
+    return np.stack([*np.stack(kinds, axis=1), np.tile(cells[S2], (len(excess), 1, 1))])
+
+
+def _doubted(quantiles: jax.Array, odds: jax.Array) -> jax.Array:
+    """Quantiles [..., Q + 1] of scores whose odds to be below any level are `odds` times those."""
+    last = quantiles.shape[-1] - 1
+    u = jnp.arange(last + 1) / last
+    # Where the quantile u of the new ones lies among the old.
+    place = last * u / (u + odds * (1 - u))
+    low = jnp.minimum(place.astype(jnp.int32), last - 1)
+    below, above = quantiles[..., low], quantiles[..., low + 1]
+    return below + (place - low) * (above - below)
 
 
 # ---------------------------------------------------------------------------- the recorded run
 
 
+def _wanted(recorded: Recorded) -> tuple[float, ...]:
+    """The figures of the recorded run that stage 3 is fitted to, in the order of `predicted`."""
+    points, costs = (tuple(row[1] for row in rows) for rows in (recorded.points, recorded.costs))
+    return (recorded.weak, recorded.strong, *points, *costs)
+
+
 def _fit_recorded(start: Process, fits, recorded: Recorded):
     """Stage 3: least squares with priors, under the same luck throughout."""
-    settings = (0.0, 1.0, *(k for k, _ in recorded.points))
-    wanted = np.array([recorded.weak, recorded.strong, *(a for _, a in recorded.points)])
+    settings = (0.0, 1.0, *(k for k, _ in recorded.points), *_CURVE)
+    ends = len(settings) - len(_CURVE)
+    targets = np.array([target for target, _, _ in recorded.costs])
     policy, key = Threshold((0.5,)), jax.random.key(0)
 
-    def process(x):
+    @jax.jit
+    def process_of(x):
+        x = x.astype(jnp.float32)
         return start.replace(
             logit=start.logit + jnp.stack([x[SMALL], x[LARGE]])[:, None, None],
             effect_correlation=jnp.tanh(x[2]),
             draft_wrong=x[3:5],
             effect_sd=jnp.exp(x[5:7]),
+            scores=start.scores.at[:, S0].set(_doubted(start.scores[:, S0], jnp.exp(x[7]))),
         )
-
-    @jax.jit
-    def process_of(x):
-        return process(x.astype(jnp.float32))
 
     def predict(x):
         found = rollout(process_of(jnp.asarray(x)), policy, key, ROWS, settings)
-        return np.asarray(found.accuracy, float)
+        accuracy = np.asarray(found.accuracy, float)
+        tokens = np.asarray(found.strong_tokens, float)
+        # The frontier: from the small model alone over the thresholds to the large one.
+        order = [0, *range(ends, len(settings)), 1]
+        best = np.maximum.accumulate(accuracy[order])
+        wanted = accuracy[0] + targets * (best[-1] - best[0])
+        reached = np.interp(wanted, best, tokens[order] / tokens[1])
+        return np.concatenate([accuracy[:ends], reached])
 
     # The levels have no prior: the anchors, held four times as tightly as the points, set them.
-    weight = np.array([4.0, 4.0] + [1.0] * len(recorded.points)) / recorded.error
-    priors = (_RHO, _CONSTANT, _SCORE, (np.log(fits[0]["sd"]), _SD_ERROR), _SD_LARGE)
+    anchors, points = [recorded.error / 4] * 2, [recorded.error] * len(recorded.points)
+    errors = np.array([*anchors, *points, *(error for *_, error in recorded.costs)])
+    priors = (_RHO, _CONSTANT, _SCORE, (np.log(fits[0]["sd"]), _SD_ERROR), _SD_LARGE, _DOUBT)
     centre, spread = np.array(priors).T
 
     def residuals(x):
-        return np.concatenate([(predict(x) - wanted) * weight, (x[2:] - centre) / spread])
+        miss = (predict(x) - _wanted(recorded)) / errors
+        return np.concatenate([miss, (x[2:] - centre) / spread])
 
     first = np.concatenate([[fits[0]["mean"], fits[1]["mean"] + 0.7], centre])
     # Accuracies of a sample are steps, not slopes: differences are taken over 0.05 of a scale. They
@@ -300,7 +329,7 @@ def _fit_recorded(start: Process, fits, recorded: Recorded):
     parameters = {
         "mean.small": x[0], "mean.large": x[1], "rho": np.tanh(x[2]),
         "draft_wrong.constant": x[3], "draft_wrong.score": x[4],
-        "sd.small": np.exp(x[5]), "sd.large": np.exp(x[6]),
+        "sd.small": np.exp(x[5]), "sd.large": np.exp(x[6]), "doubt": x[7],
     }  # fmt: skip
     parameters = {name: float(value) for name, value in parameters.items()}
     return found, parameters, tuple(float(a) for a in predict(x))
