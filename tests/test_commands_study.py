@@ -7,6 +7,7 @@ import pytest
 from trim_jax.api import route
 from trim_jax.commands import study
 from trim_jax.config import load_config
+from trim_jax.engine.engine import EngineConfig
 from trim_jax.errors import ConfigError
 from trim_jax.eval.traces import load_result
 from trim_jax.policies.registry import make_policy
@@ -16,7 +17,7 @@ from trim_jax.train.q import QConfig
 
 SMALL = ["--config.study.train=50", "--config.data.limit=4", "--config.sweep.validation=4",
          "--config.study.hard=2", "--config.study.worths=30,300", "--config.sweep.bootstrap=50",
-         "--config.engine.slots=64", "--config.engine.rows=32", "--config.study.query=false",
+         "--config.engine.slots=64", "--config.engine.rows=16", "--config.study.query=false",
          "--config.sweep.thresholds=0,0.5,0.9,1", "--config.sweep.random=0.5",
          "--config.study.tune_rounds=1", "--config.study.tune_problems=4",
          "--config.study.timed=2",
@@ -61,7 +62,8 @@ def test_a_study_from_end_to_end_and_again(tmp_path, short):
     assert make_policy(str(out / "policies" / "q-tuned")).full_name == "q-tuned"
 
     # A trained policy is a policy like any other.
-    traces = route(load_problems("arith", "test", 1), make_policy(str(out / "policies" / "q")))
+    traces = route(load_problems("arith", "test", 1), make_policy(str(out / "policies" / "q")),
+                   engine=EngineConfig(slots=16, rows=16))  # fmt: skip
     assert {t.policy for t in traces} == {"q"}
 
     # The same command again computes nothing, and ends with the same files.
