@@ -10,7 +10,7 @@ from trim_jax.errors import ResultError
 from trim_jax.eval.traces import load_result
 from trim_jax.sim.events import read_events
 from trim_jax.sim.process import LARGE
-from trim_jax.train.judged import judged_process, likelihoods_as_scores
+from trim_jax.train.judged import fit_judged, likelihoods_as_scores
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_scores_are_replaced_and_unjudged_solutions_left_out(result):
 
 
 def test_the_fitted_process_has_the_likelihoods(result):
-    process = judged_process(result, 12)
+    process, _ = fit_judged(result, 12)
     drafts = read_events(likelihoods_as_scores(result))[0]
     right = drafts.score[drafts.prefix_right & drafts.right & ~np.isnan(drafts.score)]
     table = np.asarray(process.scores[0, 0])

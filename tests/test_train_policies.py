@@ -57,8 +57,8 @@ def test_what_a_recipe_begins_with_comes_before_it(monkeypatch):
 
 def test_what_is_judged_learns_from_what_was_judged(tmp_path):
     scored, likely = simple_process(p_small=0.8), simple_process(p_small=0.6)
-    material = training.Material(ORDER, None, scored, tmp_path)
-    vars(material)["judged_process"] = likely
+    material = training.Material(ORDER, None, tmp_path)
+    vars(material).update(process=scored, judged_process=likely)
     worlds = []
 
     def make(config, policy, world):
@@ -71,6 +71,20 @@ def test_what_is_judged_learns_from_what_was_judged(tmp_path):
     for world, process in zip(worlds, (scored, likely)):
         np.testing.assert_array_equal(world.process.logit, process.logit[:, :, :4])
         assert world.max_steps == 4  # those of its plan, not of the engine
+
+
+def test_a_simulator_is_fitted_once_and_kept(tmp_path, monkeypatch):
+    kept, calls = simple_process(p_small=0.7), []
+    report = SimpleNamespace(drafts=3, rewrites=2, parameters={"rho": (0.5, 0.1)})
+    for name in ("fit_result", "fit_judged"):
+        monkeypatch.setattr(training, name, lambda *a, n=name: calls.append(n) or (kept, report))
+    for judged_too in (False, True, False, True):
+        found = training.simulator(None, tmp_path / "policies", 12, judged_too)
+        np.testing.assert_array_equal(found.logit, kept.logit)
+        assert found.history is not judged_too
+    assert calls == ["fit_result", "fit_judged"]
+    described = json.loads((tmp_path / "policies" / "simulator-judged.json").read_text())
+    assert described == {"drafts": 3, "rewrites": 2, "effects": {"rho": [0.5, 0.1]}}
 
 
 def test_another_process_trains_on_the_cpu_whatever_holds_the_accelerator(tmp_path, monkeypatch):

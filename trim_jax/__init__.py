@@ -16,6 +16,8 @@ _EXPORTS = {
     "Threshold": "trim_jax.policies.simple",
     "Policy": "trim_jax.policies.base",
     "make_policy": "trim_jax.policies.registry",
+    "load_process": "trim_jax.sim.saved",
+    "rollout": "trim_jax.sim.env",
     "TrimError": "trim_jax.errors",
 }
 

@@ -44,9 +44,8 @@ from trim_jax.query.router import Fitted
 from trim_jax.results import ResultFolder, atomic_write, dumps
 from trim_jax.sim import compare
 from trim_jax.tasks.data import Problem, load_problems
-from trim_jax.train.judged import judged_process
 from trim_jax.train.policies import (
-    LIKELIHOODS, RECIPES, Order, check_names, fitted_environment, train_apart, tuned_from,
+    LIKELIHOODS, RECIPES, Order, check_names, simulator, train_apart, tuned_from,
 )  # fmt: skip
 from trim_jax.train.rollouts import Player
 from trim_jax.train.tuning import PPO_LEARNING, Q_LEARNING, TuneConfig, tune
@@ -240,10 +239,10 @@ class _Study:
         scored = compare.known_policies(test) | {
             name: policy for name, policy in learned.items() if not (policy.peeks or policy.judges)
         }
-        process = fitted_environment(collected, steps)[0]
+        process = simulator(collected, self.out / "policies", steps)
         predicted = compare.compare(process, test, scored, fitted=collected)
         if self.judges:
             judging = {name: on_scores(policy) for name, policy in learned.items() if policy.judges}
-            process = judged_process(collected, steps)
+            process = simulator(collected, self.out / "policies", steps, judges=True)
             predicted += compare.compare(process, test, judging, fitted=collected)
         return predicted

@@ -6,19 +6,19 @@ import dataclasses
 
 from trim_jax.errors import ResultError
 from trim_jax.eval.traces import Result, StepTrace, Trace
-from trim_jax.sim.fit import fit_result
+from trim_jax.sim.fit import Report, fit_result
 from trim_jax.sim.process import LARGE, Process
 
 
-def judged_process(result: Result, max_steps: int) -> Process:
+def fit_judged(result: Result, max_steps: int) -> tuple[Process, Report]:
     """The simulator fitted to a run's judged solutions, with likelihoods for scores.
 
     Raises:
       ResultError: no draft was judged, or the run has no labels or no steps of the large model.
     """
-    process, _ = fit_result(likelihoods_as_scores(result), max_steps)
+    process, report = fit_result(likelihoods_as_scores(result), max_steps)
     # The fit draws scarce cells towards the small model's; here what a rewrite has is known.
-    return process.replace(scores=process.scores.at[LARGE].set(1.0))
+    return process.replace(scores=process.scores.at[LARGE].set(1.0)), report
 
 
 def likelihoods_as_scores(result: Result) -> Result:

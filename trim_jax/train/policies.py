@@ -53,11 +53,12 @@ from trim_jax.policies.takeover import takeover
 from trim_jax.pomdp.estimate import estimate
 from trim_jax.results import atomic_write
 from trim_jax.sim import env
-from trim_jax.sim.fit import Report, fit_result
+from trim_jax.sim.fit import fit_result
 from trim_jax.sim.process import Process
+from trim_jax.sim.saved import load_process, save_process
 from trim_jax.train import ppo, q
 from trim_jax.train.episodes import Environment
-from trim_jax.train.judged import judged_process
+from trim_jax.train.judged import fit_judged
 from trim_jax.train.takeover import handing_over
 
 PATIENCE = 600  # seconds without a finished policy after which the process is started again
@@ -110,13 +111,12 @@ class Material:
 
     Attributes:
       order: what is wanted. collected: the run whose traces they learn from.
-      process: the simulator fitted to them, with the histories that TRIM-Seq reads.
-      out: folder of the trained policies, for recipes that begin with one of them.
+      out: folder of the trained policies, for recipes that begin with one of them, and of the
+        simulators that they are trained in.
     """
 
     order: Order
     collected: Result
-    process: Process
     out: Path
 
     @property
@@ -124,9 +124,14 @@ class Material:
         return self.collected.traces
 
     @functools.cached_property
+    def process(self) -> Process:
+        """The simulator, with the histories that TRIM-Seq reads."""
+        return simulator(self.collected, self.out, self.order.max_steps)
+
+    @functools.cached_property
     def judged_process(self) -> Process:
         """The simulator with the large model's opinions for scores."""
-        return judged_process(self.collected, self.order.max_steps)
+        return simulator(self.collected, self.out, self.order.max_steps, judges=True)
 
     def saved(self, name: str) -> Policy:
         """A policy that the recipe's `after` names."""
@@ -263,10 +268,24 @@ def in_order(names: Sequence[str]) -> list[str]:
     return found
 
 
-def fitted_environment(result: Result, max_steps: int) -> tuple[Process, Report]:
-    """The simulator of a run's traces, with the histories that TRIM-Seq reads."""
-    process, report = fit_result(result, max_steps)
-    return process.replace(history=True), report
+def simulator(result: Result, out: Path, max_steps: int, judges: bool = False) -> Process:
+    """The simulator of a run's traces, fitted once for a folder `out` and kept there.
+
+    Args:
+      judges: with the large model's opinions for scores; else it has the histories that TRIM-Seq
+        reads.
+
+    Raises:
+      ResultError: the run has not what the fit needs. CheckpointError: the kept one is damaged.
+    """
+    path = out / f"simulator{'-judged' * judges}.safetensors"
+    if not path.exists():
+        process, report = (fit_judged if judges else fit_result)(result, max_steps)
+        effects = {name: list(value) for name, value in report.parameters.items()}
+        counts = {"drafts": report.drafts, "rewrites": report.rewrites}
+        _write(path.with_suffix(".json"), {"effects": effects, **counts})
+        save_process(path, process)
+    return load_process(path).replace(history=not judges)
 
 
 def scales(traces: Sequence[Trace]) -> dict[str, float]:
@@ -339,12 +358,7 @@ def train_missing(
         return
     # More threads than cores: the more there are, the rarer is it that all of them wait.
     os.environ.setdefault("NPROC", str(max(4, os.cpu_count() or 1)))
-    collected = load_result(folder)
-    process, report = fitted_environment(collected, order.max_steps)
-    described = {"drafts": report.drafts, "rewrites": report.rewrites,
-                 "effects": {name: list(value) for name, value in report.parameters.items()}}  # fmt: skip
-    _write(out / "simulator.json", described)
-    material = Material(order, collected, process, out)
+    material = Material(order, load_result(folder), out)
     for name in names:
         if not is_saved(out / name):
             done = train(name, material)
