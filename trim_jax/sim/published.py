@@ -13,7 +13,7 @@ No traces are needed, only `pomdp_parameters.json`: histograms of step counts an
    problem effects, `draft_wrong`, and `doubt`, how much likelier a low score for a right step is in
    a routed run than in the densities, whose steps come from the small model's own solutions; from
    the two anchors, two recorded thresholds and the three published CPTs, with priors. Without the
-   CPTs (`Recorded(costs=())`), where `doubt` is 0, TRIM-Thr reaches PGR 50, 80 and 95 % at 16, 22
+   CPTs (`Recorded(costs=())`), `doubt` stays near 0, TRIM-Thr reaches PGR 50, 80 and 95 % at 16, 23
    and 29 % of the large model's tokens, with them at 18, 28 and 38; published are 19.7, 27.8 and
    43.4. The spreads are fitted again: PRM-made labels blur them, above all the large model's, of
    which stage 1 finds next to none.

@@ -16,14 +16,14 @@ from trim_jax.sim.process import Process
 _NAMES = tuple(f.name for f in dataclasses.fields(Process) if f.name != "history")
 
 
-def save_process(path: Path, process: Process) -> None:
+def save_process(path: str | Path, process: Process) -> None:
     """Write the arrays of a process.
 
     Raises:
       ResultError: the file cannot be written.
     """
     arrays = {name: np.array(getattr(process, name), order="C") for name in _NAMES}
-    atomic_write(path, [save(arrays)])
+    atomic_write(Path(path), [save(arrays)])
 
 
 def load_process(path: str | Path) -> Process:
