@@ -52,7 +52,7 @@ class TokenTables:
     def of_model(self, vocab: int) -> tuple[np.ndarray, np.ndarray]:
         """`allowed` and `is_eos`, bool [vocab], of a model with that many logits.
 
-        Vocabularies are padded differently by size: the tables may know more than one of the models.
+        Vocabularies are padded differently by size: the tables may know more than a model.
         """
         if vocab > len(self.allowed):
             raise ValueError("the model has more tokens than the token tables")
