@@ -17,7 +17,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 @pytest.fixture(scope="module")
 def warm_engine():
-    engine = shared_engine()
+    engine = tiny_engine()  # not the shared one, whose program may be long forgotten
     list(engine.run(requests(range(3))))
     return engine
 

@@ -181,11 +181,10 @@ class Engine:
                 )
         prm_context = c.max_context + c.max_steps + prm_extra
         self.shards = mesh.shape[DATA] if mesh else 1
-        # Halves of the context: a call reads less than twice the slots that its longest row fills.
+        # Halves of a long context: a call reads less than twice the slots that its longest row fills.
         # And one size less than the smallest half, since the shortest rows are served first.
-        halvings = range(max(1, int(math.log2(c.max_context / 192))), 0, -1)
-        shares = [2**-k for k in halvings]
-        shares.insert(0, shares[0] / 2**0.5)
+        shares = [2.0**-k for k in range(int(math.log2(c.max_context / 192)), 0, -1)]
+        shares = [share / 2**0.5 for share in shares[:1]] + shares
         sizes = tuple(math.ceil(c.max_context * share / 32) * 32 for share in shares)
         forks = sum(len(policy.settings) for policy in policies) > 1
         self.loop = LoopConfig(

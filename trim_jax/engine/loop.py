@@ -9,6 +9,7 @@ when one of the two has run dry or full.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -205,21 +206,12 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     gathered = ends.sum() >= config.rows
     larger = jnp.maximum(ends.sum(), waiting[SCORE].sum() - ends.sum())
     chosen = jnp.argmax(full.at[SCORE].min(larger))
+    waiting = waiting.at[SCORE].set(jnp.where(gathered, ends, waiting[SCORE]))
     carry = carry.replace(ticks=carry.ticks + 1)
     for at, kind in enumerate(config.kinds):
         here = (chosen == at) & (full[at] > 0)
-        # The shortest rows are served first: the last of them decides how much of the past is read.
-        length = jnp.sort(jnp.where(waiting[at], carry.rows.length[:, _MODEL_OF[kind]], work.FAR))
-        longest = length[jnp.maximum(full[at] - 1, 0)]
-        if kind == SCORE and half:
-            tile = Tile(config.rows, config.prm_context)
-            carry = _work(config, params, carry, here & gathered, ends, kind, at, tile, half)
-            here &= ~gathered
-        chunk = config.decode_chunk if kind in _DECODING else config.extend_chunk
-        for tile, fewer, shorter in _tiles(config, kind):
-            fits = here & (full[at] > fewer) & (full[at] <= tile.rows)
-            fits &= (longest > shorter) & (longest <= tile.past)
-            carry = _work(config, params, carry, fits, waiting[at], kind, at, tile, chunk)
+        short = gathered if kind == SCORE else None
+        carry = _work(config, params, carry, here, waiting[at], kind, at, short)
     return carry
 
 
@@ -230,14 +222,17 @@ def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int, int]]:
     than there is, and few rows read little.
     """
     end = config.prm_context if kind == SCORE else config.context
+    chunk = config.decode_chunk if kind in _DECODING else config.extend_chunk
+    chunk = 1 if kind == PEEK else chunk
     sizes = config.past_sizes if kind in _DECODING else ()
     sizes = [*(size for size in sizes if size < end), end]
     rows = [config.tail_rows]
     while rows[-1] < config.rows:
         rows.append(min(2 * rows[-1], config.rows))
     smaller = [0, *rows[:-1]]
-    tiles = [(Tile(n, end), fewer, -1) for n, fewer in zip(rows[:-1], smaller)]
-    full = [(Tile(rows[-1], size), smaller[-1], less) for less, size in zip([-1, *sizes], sizes)]
+    tiles = [(Tile(n, end, chunk), fewer, -1) for n, fewer in zip(rows[:-1], smaller)]
+    lengths = zip(sizes, [-1, *sizes])
+    full = [(Tile(rows[-1], size, chunk), smaller[-1], less) for size, less in lengths]
     return tiles + full
 
 
@@ -259,40 +254,57 @@ def _waiting(rows: Rows, kinds: Iterable[int]) -> jax.Array:
 
 
 def _work(
-    config: LoopConfig, params, carry: Carry, fits, mask, kind: int, at: int, tile: Tile, chunk: int
-) -> Carry:
-    """Run one kind of work, the `at`-th of the run, on the rows of `mask`, if `fits`.
+    config: LoopConfig, params, carry: Carry, here: jax.Array, mask: jax.Array, kind: int, at: int,
+    short: jax.Array | None,
+) -> Carry:  # fmt: skip
+    """Run one kind of work, the `at`-th of the run, on the rows of `mask`, if it is wanted `here`.
 
-    A row gets `chunk` tokens at most.
+    Where they are all `short`, the PRM reads half a chunk of them.
     """
     index = _MODEL_OF[kind]
-    model, own = Qwen2(config.models[index]), params[index]
+    model, own, tiles = Qwen2(config.models[index]), params[index], _tiles(config, kind)
+    chunk = tiles[0][0].chunk
 
     def do(state):
         rows, kv, counts = state
+        length = rows.length[:, index]
+        # The shortest rows are served first: the last of them decides how much of the past is read.
+        order = length
+        if short is not None:  # and those last that, once enough of them wait, take half a chunk
+            order = length + (work.unscored(rows) <= chunk // 2) * (work.FAR // 2)
+        batch = work.first(mask, order, config.rows, smaller=tiles[-1][1])
+        count = batch.valid.sum()
+        longest = jnp.where(batch.valid, batch.get(length), 0).max()
+
+        def run(call, state):
+            whole = jnp.bool_(True)
+            if short is not None and chunk > 1:
+                half = Tile(config.rows, config.prm_context, chunk // 2)
+                state = when(short, functools.partial(call, half), state)
+                whole = ~short
+            for tile, fewer, shorter in tiles:
+                fits = whole & (count > fewer) & (count <= tile.rows)
+                fits &= (longest > shorter) & (longest <= tile.past)
+                state = when(fits, functools.partial(call, tile), state)
+            return state
+
+        args = model, own, kv, rows, batch, run
         if kind in (CATCH_UP_SMALL, CATCH_UP_LARGE):
-            rows, kv, slots = work.catch_up(
-                model, own, kv, rows, mask, index, tile.rows, chunk
-            )
+            rows, kv, slots = work.catch_up(*args, index, chunk)
         elif kind == SCORE:
-            rows, kv, slots = work.score(
-                model, own, kv, rows, mask, config.tables.separator, tile.rows, chunk
-            )
+            rows, kv, slots = work.score(*args, config.tables.separator, chunk)
         elif kind == JUDGE:
-            rows, kv, slots = work.judge(
-                model, own, kv, rows, mask, config.tables, tile.rows, chunk
-            )
+            rows, kv, slots = work.judge(*args, config.tables, chunk)
         else:
-            peek = kind == PEEK
             rows, kv, slots = work.decode(
-                model, own, kv, rows, mask, index, tile, 1 if peek else chunk, config.tables,
-                config.sampling, config.max_step_tokens, peek,
+                *args, index, chunk, config.tables, config.sampling, config.max_step_tokens,
+                peek=kind == PEEK,
             )  # fmt: skip
         counted = jnp.concatenate([slots, jnp.ones([1], slots.dtype)]).astype(jnp.int32)
         return rows, kv, counts.at[0, at].add(counted)
 
     # Only what the work changes goes through the loop: the compiler's time grows with its state.
-    rows, kv, counts = when(fits, do, (carry.rows, carry.kv[index], carry.work))
+    rows, kv, counts = when(here, do, (carry.rows, carry.kv[index], carry.work))
     kvs = tuple(kv if i == index else old for i, old in enumerate(carry.kv))
     return carry.replace(rows=rows, kv=kvs, work=counts)
 

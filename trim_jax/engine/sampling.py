@@ -11,6 +11,8 @@ import numpy as np
 
 from trim_jax.errors import ConfigError
 
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of threefry-2x32 (Salmon et al., 2011)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -46,11 +48,20 @@ def _row_key(seed: jax.Array, problem: jax.Array) -> jax.Array:
 
 
 def fold(keys: jax.Array, data: jax.Array) -> jax.Array:
-    """`fold_in` on raw key data: keys [..., 2] and data [...] give [..., 2]."""
-    flat = jax.vmap(lambda k, d: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(k), d)))
-    shape = jnp.broadcast_shapes(keys.shape[:-1], data.shape)
-    keys = jnp.broadcast_to(keys, (*shape, 2)).reshape(-1, 2)
-    return flat(keys, jnp.broadcast_to(data, shape).reshape(-1)).reshape(*shape, 2)
+    """`jax.random.fold_in` of threefry on raw key data: keys [..., 2] and data [...] give [..., 2].
+
+    Written out, since JAX makes a loop of many small operations of it on a CPU, at every token.
+    """
+    first, second = keys[..., 0], keys[..., 1]
+    schedule = first, second, first ^ second ^ np.uint32(0x1BD11BDA)
+    x, y = first, second + jnp.asarray(data).astype(jnp.uint32)
+    for turn in range(5):
+        for bits in _ROTATIONS[turn % 2]:
+            x = x + y
+            y = x ^ (y << bits | y >> (32 - bits))
+        x = x + schedule[(turn + 1) % 3]
+        y = y + schedule[(turn + 2) % 3] + np.uint32(turn + 1)
+    return jnp.stack(jnp.broadcast_arrays(x, y), axis=-1)
 
 
 def uniform(keys: jax.Array) -> jax.Array:

@@ -1,11 +1,14 @@
 """The kinds of model work on rows: catch up, score, judge, decode (a peek is one token of it).
 
-Each takes the mask of rows that wait for it, works on at most `tile.rows` of them, and returns
-the rows and caches with the work done, and [slots executed, slots used].
+Each takes the batch of rows that it works on, and how to call its model: in the compiled size, or
+`Tile`, that fits. It returns the rows and caches with the work done, and [slots executed, slots
+used]. What it reads of the rows and writes to them is compiled once, the model once a tile.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +20,7 @@ from trim_jax.engine.cache import append, commit, extend, view
 from trim_jax.engine.rows import Rows
 from trim_jax.engine.sampling import Sampling, fold, sample
 from trim_jax.engine.tokens import BOXED, OVER, TokenTables
-from trim_jax.models.qwen2 import KV, Qwen2, empty_kv
+from trim_jax.models.qwen2 import KV, Qwen2, empty_kv, untied
 
 
 FAR = np.iinfo(np.int32).max
@@ -25,26 +28,53 @@ PEEK_WIDTH = 20  # tokens that the entropy of a peek looks at
 
 
 class Tile(NamedTuple):
-    """Static size of one call: rows, and cache slots that a decode reads."""
+    """Static size of one call: rows, cache slots that a decode reads, tokens of a row."""
 
     rows: int
     past: int
+    chunk: int
 
 
-def _chosen(
-    mask: jax.Array, order: jax.Array, count: int
-) -> tuple[jax.Array | None, jax.Array, jax.Array]:
-    """(cache index, row index, valid) of the up to `count` rows of `mask` [B] first in `order` [B].
+class Batch(NamedTuple):
+    """The up to R rows that work is done on, in the order in which a smaller tile takes them.
 
-    Callers put the shortest first, since a call costs what its longest row does. A count as large
-    as the batch takes every row where it stands (masking); a smaller one gathers (compaction).
+    Attributes:
+      row: int32 [R], their place among the rows, and that of their cache; one outside where there
+        are fewer than R, so that what is written there is dropped.
+      valid: bool [R], whether there is a row. slots: B.
+    """
+
+    row: jax.Array
+    valid: jax.Array
+    slots: int
+
+    def get(self, x: jax.Array) -> jax.Array:
+        """[B, ...] to [R, ...]; anything where there is no row."""
+        return x.at[self.row].get(mode="clip")
+
+    def index(self, tile: Tile) -> jax.Array | None:
+        """The caches of a tile; None where it takes all of them where they stand."""
+        return None if tile.rows == self.slots else self.row[: tile.rows]
+
+
+def first(mask: jax.Array, order: jax.Array, count: int, smaller: int) -> Batch:
+    """The up to `count` rows of `mask` [B] that come first in `order` [B].
+
+    Callers put the shortest first, since a call costs what its longest row does. Where `count` is
+    the whole batch, and more wait than the next `smaller` tile holds, every row stays where it
+    stands (masking) instead of being gathered (compaction).
     """
     B = mask.shape[0]
-    if count >= B:
-        return None, jnp.arange(B), mask
-    first = jnp.argsort(jnp.where(mask, order, FAR))[:count]
-    index = jnp.where(mask[first], first, B)
-    return index, index, index < B
+    row = jnp.argsort(jnp.where(mask, order, FAR))[:count].astype(jnp.int32)
+    if count == B:
+        row = jnp.where(mask.sum() > smaller, jnp.arange(B, dtype=jnp.int32), row)
+    valid = mask[row]
+    return Batch(jnp.where(valid, row, B), valid, B)
+
+
+# Calls the model in the tile that fits: from `call(tile, state)`, which returns the state after it,
+# and the state before it, [the caches, what the call found out].
+Run = Callable[[Callable[[Tile, Any], Any], Any], Any]
 
 
 def unscored(rows: Rows) -> jax.Array:
@@ -78,47 +108,58 @@ def _set_length(rows: Rows, index, model: int, length) -> Rows:
 
 
 def catch_up(
-    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, which: int, count: int, chunk: int
+    model: Qwen2, params: Any, kv: KV, rows: Rows, batch: Batch, run: Run, which: int, chunk: int
 ) -> tuple[Rows, KV, jax.Array]:
     """A language model reads up to `chunk` tokens that it has not seen, all but the last one."""
-    index, row, valid = _chosen(mask, rows.length[:, which], count)
-    length = rows.length[:, which].at[row].get(mode="clip")
-    end = read_before(rows).at[row].get(mode="clip")
-    n_new = jnp.clip((end - length) * valid, 0, chunk)
-    text = rows.tokens.at[row].get(mode="clip")
-    tokens = jnp.take_along_axis(text, length[:, None] + jnp.arange(chunk), axis=1, mode="clip")
-    nothing = jnp.zeros([len(tokens), 0], jnp.int32)
-    _, kv = extend(model, params, kv, index, length, tokens, n_new, nothing)
-    row = jnp.where(valid, row, mask.shape[0])
-    rows = _charge(rows, row, which, length, length + n_new, jnp.int32(FAR))
-    rows = _set_length(rows, row, which, length + n_new)
-    return rows, kv, jnp.stack([jnp.int32(tokens.size), n_new.sum()])
+    length = batch.get(rows.length[:, which])
+    n_new = jnp.clip((batch.get(read_before(rows)) - length) * batch.valid, 0, chunk)
+    text, at = batch.get(rows.tokens), length[:, None] + jnp.arange(chunk)
+    tokens = jnp.take_along_axis(text, at, axis=1, mode="clip")
+
+    def call(tile, state):
+        n = tile.rows
+        nothing = jnp.zeros([n, 0], jnp.int32)
+        _, kv = extend(
+            model, params, state[0], batch.index(tile), length[:n], tokens[:n], n_new[:n], nothing
+        )
+        return kv, jnp.int32(n * chunk)
+
+    kv, slots = run(call, (kv, jnp.int32(0)))
+    rows = _charge(rows, batch.row, which, length, length + n_new, jnp.int32(FAR))
+    rows = _set_length(rows, batch.row, which, length + n_new)
+    return rows, kv, jnp.stack([slots, n_new.sum()])
 
 
 def score(
-    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, separator: int, count: int, chunk: int
+    model: Qwen2, params: Any, kv: KV, rows: Rows, batch: Batch, run: Run, separator: int, chunk: int
 ) -> tuple[Rows, KV, jax.Array]:
     """The PRM reads up to `chunk` new tokens of its stream and scores the steps that end there.
 
     The n-th separator of the stream ends step n; the score of the last step is the draft's, and it
-    sends the row to its decision. Rows that fill no more than half of the chunk come last: where
-    many of them have gathered, the loop calls this with a chunk of that size.
+    sends the row to its decision. A tile may have a shorter chunk, for rows that do not fill it.
     """
     B, M = rows.score.shape
-    halved = unscored(rows) <= chunk // 2
-    index, row, valid = _chosen(mask, rows.length[:, R.PRM] + halved * (FAR // 2), count)
-    get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
+    get, row, valid = batch.get, batch.row, batch.valid
     length = get(rows.length[:, R.PRM])
     n_new = jnp.clip((get(rows.n_prm) - length) * valid, 0, chunk)
     at = length[:, None] + jnp.arange(chunk)
     tokens = jnp.take_along_axis(get(rows.prm_tokens), at, axis=1, mode="clip")
-    logits, kv = extend(model, params, kv, index, length, tokens, n_new)
-    right = jax.nn.softmax(logits, axis=-1)[..., 1]  # [R, T]
+
+    def call(tile, state):
+        kv, right, _ = state
+        n, T = tile.rows, tile.chunk
+        logits, kv = extend(
+            model, params, kv, batch.index(tile), length[:n], tokens[:n, :T], n_new[:n]
+        )
+        right = right.at[:n, :T].set(jax.nn.softmax(logits, axis=-1)[..., 1])
+        return kv, right, jnp.int32(n * T)
+
+    unread = jnp.zeros(tokens.shape, jnp.float32)
+    kv, right, slots = run(call, (kv, unread, jnp.int32(0)))
 
     real = jnp.arange(chunk) < n_new[:, None]
     hit = (tokens == separator) & real & (at >= get(rows.prm_prompt)[:, None])
     step = get(rows.hits)[:, None] + jnp.cumsum(hit, axis=1) - 1
-    row = jnp.where(valid, row, B)
     accepted = jnp.where(hit & (step < get(rows.t)[:, None]), step, M)
     draft = jnp.where(hit & (step == get(rows.t)[:, None]), step, M)
     row_2d = jnp.broadcast_to(row[:, None], step.shape)
@@ -132,11 +173,11 @@ def score(
         ledger=rows.ledger.at[row, R.PRM, R.CALLS].add(complete, mode="drop"),
     )
     rows = _set_length(rows, row, R.PRM, length + n_new)
-    return rows, kv, jnp.stack([jnp.int32(tokens.size), n_new.sum()])
+    return rows, kv, jnp.stack([slots, n_new.sum()])
 
 
 def judge(
-    model: Qwen2, params: Any, kv: KV, rows: Rows, mask: jax.Array, tables: TokenTables, count: int,
+    model: Qwen2, params: Any, kv: KV, rows: Rows, batch: Batch, run: Run, tables: TokenTables,
     chunk: int,
 ) -> tuple[Rows, KV, jax.Array]:  # fmt: skip
     """The large model reads up to `chunk` tokens of drafts and adds up how likely it finds them.
@@ -145,35 +186,41 @@ def judge(
     small model drew. If the draft is accepted it so stands where it would after a catch-up;
     `steps.reject` takes it back.
     """
-    B = mask.shape[0]
-    index, row, valid = _chosen(mask, rows.length[:, R.LARGE], count)
-    get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
+    get, row, valid = batch.get, batch.row, batch.valid
     length, drawn, text = get(rows.length[:, R.LARGE]), get(rows.decoded), get(rows.tokens)
-    end = get(rows.n_tokens) - 1 + drawn
+    end, n_text = get(rows.n_tokens) - 1 + drawn, get(rows.n_text)
     n_new = jnp.clip((end - length) * valid, 0, chunk)
     at = length[:, None] + jnp.arange(chunk)
     tokens = jnp.take_along_axis(text, at, axis=1, mode="clip")
     following = jnp.take_along_axis(text, at + 1, axis=1, mode="clip")
-    logits, kv = extend(model, params, kv, index, length, tokens, n_new)
-    allowed, is_eos = map(jnp.asarray, tables.of_model(logits.shape[-1]))
-    chance = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf))
-    goes_on = jnp.take_along_axis(chance, following[..., None], axis=2, mode="clip")[..., 0]
-    stops = jax.nn.logsumexp(jnp.where(is_eos, chance, -jnp.inf), axis=-1)
-    # Only a draft that drew end-of-sequence reads as far as this.
-    each = jnp.where(at + 1 == get(rows.n_text)[:, None], stops, goes_on)
-    mean = jnp.where(jnp.arange(chunk) < n_new[:, None], each, 0).sum(axis=1) / drawn
+
+    def call(tile, state):
+        kv, loglik, _ = state
+        n = tile.rows
+        logits, kv = extend(
+            model, params, kv, batch.index(tile), length[:n], tokens[:n], n_new[:n]
+        )
+        allowed, is_eos = map(jnp.asarray, tables.of_model(logits.shape[-1]))
+        chance = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf))
+        goes_on = jnp.take_along_axis(chance, following[:n, :, None], axis=2, mode="clip")[..., 0]
+        stops = jax.nn.logsumexp(jnp.where(is_eos, chance, -jnp.inf), axis=-1)
+        # Only a draft that drew end-of-sequence reads as far as this.
+        each = jnp.where(at[:n] + 1 == n_text[:n, None], stops, goes_on)
+        read = jnp.arange(chunk) < n_new[:n, None]
+        return kv, loglik.at[:n].set(jnp.where(read, each, 0).sum(axis=1)), jnp.int32(n * chunk)
+
+    kv, loglik, slots = run(call, (kv, jnp.zeros(length.shape, jnp.float32), jnp.int32(0)))
 
     t = get(rows.t)
     before = jnp.nan_to_num(rows.draft_loglik.at[row, t].get(mode="clip"))
-    row = jnp.where(valid, row, B)
-    complete = jnp.where(valid & (length + n_new == end), row, B)
+    complete = jnp.where(valid & (length + n_new == end), row, batch.slots)
     rows = _charge(rows, row, R.LARGE, length, length + n_new, jnp.int32(0))
     rows = rows.replace(
-        draft_loglik=rows.draft_loglik.at[row, t].set(before + mean, mode="drop"),
+        draft_loglik=rows.draft_loglik.at[row, t].set(before + loglik / drawn, mode="drop"),
         phase=rows.phase.at[complete].set(R.DECIDING, mode="drop"),
     )
     rows = _set_length(rows, row, R.LARGE, length + n_new)
-    return rows, kv, jnp.stack([jnp.int32(tokens.size), n_new.sum()])
+    return rows, kv, jnp.stack([slots, n_new.sum()])
 
 
 def _entropy(logits: jax.Array, allowed: jax.Array) -> jax.Array:
@@ -189,9 +236,9 @@ def decode(
     params: Any,
     kv: KV,
     rows: Rows,
-    mask: jax.Array,
+    batch: Batch,
+    run: Run,
     which: int,
-    tile: Tile,
     chunk: int,
     tables: TokenTables,
     sampling: Sampling,
@@ -208,40 +255,35 @@ def decode(
     step_next, boxed_next = jnp.asarray(tables.step_next), jnp.asarray(tables.boxed_next)
     stripped = jnp.asarray(tables.stripped)
     allowed, is_eos = map(jnp.asarray, tables.of_model(model.config.vocab))
+    model, params = untied(model, params)
 
     B, S = rows.tokens.shape
-    index, row, valid = _chosen(mask, rows.length[:, which], tile.rows)
-    get = lambda x: x.at[row].get(mode="clip")  # noqa: E731
+    get, row, valid = batch.get, batch.row, batch.valid
     length, n_text = get(rows.length[:, which]), get(rows.n_text)
-    past = view(kv, index, tile.past)
     keys = fold(get(rows.key), jnp.uint32(which))
     last = jnp.take_along_axis(get(rows.tokens), n_text[:, None] - 1, axis=1, mode="clip")[:, 0]
-    begun = valid.sum()
-    state = dict(
-        i=jnp.int32(0),
+    count = len(row)
+    begin = dict(
         active=valid,
         token=last,
-        n=jnp.zeros([tile.rows], jnp.int32),  # tokens decoded in this call
+        n=jnp.zeros([count], jnp.int32),  # tokens decoded in this call
         draft_n=get(rows.draft_n),
         step_state=get(rows.step_state),
         boxed_state=get(rows.boxed_state),
         newlines=get(rows.newlines),
-        ended=jnp.zeros([tile.rows], bool),
-        written=jnp.zeros([tile.rows, chunk], jnp.int32),
-        side=empty_kv(model.config, tile.rows, chunk),
+        ended=jnp.zeros([count], bool),
+        written=jnp.zeros([count, chunk], jnp.int32),
     )
     if peek:
-        state["entropy"] = jnp.zeros([tile.rows], jnp.float32)
+        begin["entropy"] = jnp.zeros([count], jnp.float32)
+    begun = valid.sum()
 
-    def go_on(s):
-        return (s["i"] < chunk) & (4 * s["active"].sum() > begun)
-
-    def write_token(s):
-        i, active = s["i"], s["active"]
+    def write_token(tile, past, s):
+        i, active, n_before = s["i"], s["active"], n_text[: tile.rows]
         logits, new = model.apply(
-            {"params": params}, s["token"][:, None], past, length, s["side"], i
+            {"params": params}, s["token"][:, None], past, length[: tile.rows], s["side"], i
         )
-        token = sample(logits[:, 0], fold(keys, n_text + i), allowed, sampling)
+        token = sample(logits[:, 0], fold(keys[: tile.rows], n_before + i), allowed, sampling)
         # What is written depends on all that was read. Without this the compiler is free to write a
         # layer's new keys before it reads the older ones, and copies the side buffer to be safe.
         here = jnp.where(token.min() < 0, 0, i)
@@ -251,7 +293,7 @@ def decode(
         text = active & ~ended
         step_state = step_next[token, s["step_state"]].astype(jnp.int32)
         blank = jnp.where(stripped[token] < 0, s["newlines"] + 1, 0)
-        over = ended | (step_state == OVER) | full | (n_text + i + 1 >= S)
+        over = ended | (step_state == OVER) | full | (n_before + i + 1 >= S)
         keep = lambda new, old: jnp.where(text, new, old)  # noqa: E731
         seen = {"entropy": _entropy(logits[:, 0], allowed)} if peek else {}
         return seen | dict(
@@ -268,11 +310,21 @@ def decode(
             side=append(s["side"], new, here),
         )
 
-    s = jax.lax.while_loop(go_on, write_token, state)
-    kv = commit(kv, index, length, s["side"], s["n"])
+    def call(tile, state):
+        kv, done, _ = state
+        index = batch.index(tile)
+        go_on = lambda s: (s["i"] < chunk) & (4 * s["active"].sum() > begun)  # noqa: E731
+        s = {name: x[: tile.rows] for name, x in begin.items()}
+        s |= dict(i=jnp.int32(0), side=empty_kv(model.config, tile.rows, chunk))
+        write = functools.partial(write_token, tile, view(kv, index, tile.past))
+        s = jax.lax.while_loop(go_on, write, s)
+        kv = commit(kv, index, length[: tile.rows], s["side"], s["n"])
+        done = {name: x.at[: tile.rows].set(s[name]) for name, x in done.items()}
+        return kv, done, tile.rows * s["i"]
+
+    kv, s, slots = run(call, (kv, begin, jnp.int32(0)))
 
     at = jnp.arange(chunk)
-    row = jnp.where(valid, row, B)
     row_2d = jnp.broadcast_to(row[:, None], s["written"].shape)
     text_at = jnp.where(at < (s["n"] - s["ended"])[:, None], n_text[:, None] + at, S)
     put = lambda x, value: x.at[row].set(value, mode="drop")  # noqa: E731
@@ -290,9 +342,9 @@ def decode(
         ),
     )
     if peek:
-        first = rows.first_entropy.at[row, get(rows.t)].set(s["entropy"], mode="drop")
+        first_entropy = rows.first_entropy.at[row, get(rows.t)].set(s["entropy"], mode="drop")
         token = rows.first_token.at[row, get(rows.t)].set(s["written"][:, 0], mode="drop")
         again = rows.phase.at[row].set(R.PLANNING, mode="drop")
-        rows = rows.replace(first_entropy=first, first_token=token, phase=again)
+        rows = rows.replace(first_entropy=first_entropy, first_token=token, phase=again)
     rows = _set_length(rows, row, which, length + s["n"])
-    return rows, kv, jnp.stack([tile.rows * s["i"], s["n"].sum()])
+    return rows, kv, jnp.stack([slots, s["n"].sum()])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -370,6 +370,19 @@ class Qwen2(nn.Module):
             )
         w = embed.T if c.tied else self.param("lm_head", init, (c.width, c.vocab), dtype)
         return matmul(x, w, preferred_element_type=jnp.float32)
+
+
+def untied(model: Qwen2, params: Any) -> tuple[Qwen2, Any]:
+    """The same model for a loop that reads its head at every token.
+
+    XLA's CPU backend packs the transposed embedding anew for every product, at several times the
+    cost of the product with few rows. So that a loop does not, it is laid out once before it.
+    """
+    if not model.config.tied or model.config.head != "lm" or jax.default_backend() != "cpu":
+        return model, params
+    head = jax.lax.optimization_barrier(params["embed"].T)
+    config = dataclasses.replace(model.config, tied=False)
+    return Qwen2(config), {**params, "lm_head": head}
 
 
 def init_params(config: ModelConfig, seed: int) -> dict:
