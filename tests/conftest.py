@@ -4,6 +4,8 @@ Set here and not in the tests, because JAX reads these once, when it is first im
 """
 
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -12,6 +14,18 @@ os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
                            + " --xla_force_host_platform_device_count=8").strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Most of the time goes to compiling. What one test, or a process that it starts, has compiled, the
+# others find in a folder of this run: not the user's, where the last run's would hide what takes long.
+_CACHE = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.mkdtemp(prefix="trim_jax_tests_")
+    os.environ["TRIM_JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+def pytest_unconfigure():
+    if _CACHE is not None:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)

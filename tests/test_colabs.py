@@ -68,7 +68,6 @@ def executed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", "")  # one device
         patch.delenv("MPLBACKEND", raising=False)
-        patch.setenv("TRIM_JAX_CACHE", str(folder / "cache"))
         patch.setenv("TMPDIR", str(folder))  # where the analysis makes its result
         execute(notebooks.values(), folder)
     return {name: outputs(notebook) for name, notebook in notebooks.items()}

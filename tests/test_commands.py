@@ -124,9 +124,9 @@ def test_a_collection_holds_both_models_steps_behind_every_text_of_the_small_one
             assert own.steps[i].writer == "large" and own.steps[i].draft == step.text
 
 
-def in_process_of_its_own(arguments, cache):
+def in_process_of_its_own(arguments):
     code = "import sys; from trim_jax.cli import main; sys.exit(main())"
-    env = {**os.environ, "TRIM_JAX_CACHE": str(cache),
+    env = {**os.environ,
            "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -138,12 +138,11 @@ def contents(folder):
 
 
 def test_a_sweep_killed_and_resumed_ends_with_the_same_files(folders, tmp_path):
-    cache = tmp_path / "cache"
     whole, killed = tmp_path / "a" / "run", tmp_path / "b" / "run"
-    process = in_process_of_its_own(sweep_arguments(folders, whole), cache)
+    process = in_process_of_its_own(sweep_arguments(folders, whole))
     assert process.wait(600) == 0, process.stderr.read()
 
-    process = in_process_of_its_own(sweep_arguments(folders, killed), cache)
+    process = in_process_of_its_own(sweep_arguments(folders, killed))
     begun = time.monotonic()
     while not (killed / "chunks" / "00000.jsonl").exists() and time.monotonic() < begun + 600:
         assert process.poll() is None, process.stderr.read()
@@ -152,7 +151,7 @@ def test_a_sweep_killed_and_resumed_ends_with_the_same_files(folders, tmp_path):
     process.wait()
     assert not (killed / "traces.jsonl").exists()
 
-    process = in_process_of_its_own(sweep_arguments(folders, killed), cache)
+    process = in_process_of_its_own(sweep_arguments(folders, killed))
     assert process.wait(600) == 0, process.stderr.read()
     here, there = contents(killed), contents(whole)
     assert here.keys() == there.keys()

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 # ---- Two processes ----
 
 
-def start(arguments, out, count, cache):
+def start(arguments, out, count):
     """Processes of one command that have four devices between them; the leader is the first."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -40,7 +40,7 @@ def start(arguments, out, count, cache):
     xla = (f"--xla_force_host_platform_device_count={4 // count} "
            "--xla_cpu_collective_call_terminate_timeout_seconds=600")  # see test_engine_mesh.py
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"XLA_FLAGS": xla, "TRIM_JAX_CACHE": str(cache), "PYTHONPATH": paths}
+    env = os.environ | {"XLA_FLAGS": xla, "PYTHONPATH": paths}
     command = [sys.executable, "-m", "trim_jax.cli", *arguments, f"--config.engine.hosts={count}",
                f"--config.out={out}", "--config.engine.mesh_data=4"]  # fmt: skip
     return [
@@ -63,8 +63,7 @@ def test_two_hosts_killed_and_resumed_write_what_one_writes(folders, tmp_path): 
                  "--config.sweep.validation=2", "--config.sweep.bootstrap=20",
                  "--config.sweep.thresholds=0.5", "--config.sweep.random=0.5",
                  "--config.sweep.oracle=false"]  # fmt: skip
-    cache = tmp_path / "cache"
-    processes = start(arguments, tmp_path / "two", 2, cache)
+    processes = start(arguments, tmp_path / "two", 2)
     chunks = tmp_path / "two" / "chunks"
     while not (chunks / "00001.jsonl").exists() and processes[0].poll() is None:
         time.sleep(0.01)
@@ -76,10 +75,10 @@ def test_two_hosts_killed_and_resumed_write_what_one_writes(folders, tmp_path): 
     assert 2 <= len(kept) < 10
 
     written = [path.stat().st_mtime_ns for path in kept]
-    codes, said = ended(start(arguments, tmp_path / "two", 2, cache))
+    codes, said = ended(start(arguments, tmp_path / "two", 2))
     assert codes == [0, 0], said
     assert [path.stat().st_mtime_ns for path in kept] == written
-    codes, said = ended(start(arguments, tmp_path / "one", 1, cache))
+    codes, said = ended(start(arguments, tmp_path / "one", 1))
     assert codes == [0], said
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -93,7 +92,7 @@ def test_two_hosts_killed_and_resumed_write_what_one_writes(folders, tmp_path): 
     store, few = f"--config.store={tmp_path / 'steps'}", "--config.data.limit={}"
     alone = [*arguments, store, few.format(6), f"--config.out={tmp_path / 'alone'}"]
     assert cli.main(alone) == 0
-    codes, said = ended(start([*arguments, store, few.format(12)], tmp_path / "half", 2, cache))
+    codes, said = ended(start([*arguments, store, few.format(12)], tmp_path / "half", 2))
     assert codes == [0, 0], said
     work = [tokens_by_chunk(tmp_path / run) for run in ("half", "two")]
     assert work[0][0] == 0 < work[0][1] < work[1][1] and work[0][2] == work[1][2]

@@ -93,20 +93,21 @@ class _Call:
         chunk = size.decode_chunk if decoding else size.extend_chunk
         self.tokens = rows * chunk
         self.params = trio.params[which]
-        tile = Tile(rows, -(-past // ROUNDING) * ROUNDING)
+        tile = Tile(rows, -(-past // ROUNDING) * ROUNDING, chunk)
         context = tile.past + chunk + 1  # decoding must not meet the end of the context
         self.rows = _rows_at(rows, past, 0 if decoding else chunk, context, config, trio)
-        everyone = jnp.ones([rows], bool)
+        everyone = work.first(jnp.ones([rows], bool), self.rows.item, rows, smaller=0)
+        run = lambda call, state: call(tile, state)  # noqa: E731
         act = {
             loop.SCORE: lambda p, kv, r: work.score(
-                Qwen2(model), p, kv, r, everyone, trio.tables.separator, rows, chunk
+                Qwen2(model), p, kv, r, everyone, run, trio.tables.separator, chunk
             ),
             loop.DECODE_SMALL: lambda p, kv, r: work.decode(
-                Qwen2(model), p, kv, r, everyone, which, tile, chunk, _endless(trio.tables),
+                Qwen2(model), p, kv, r, everyone, run, which, chunk, _endless(trio.tables),
                 setup.sampling(config), max_step_tokens=context,
             ),
             loop.CATCH_UP_SMALL: lambda p, kv, r: work.catch_up(
-                Qwen2(model), p, kv, r, everyone, which, rows, chunk
+                Qwen2(model), p, kv, r, everyone, run, which, chunk
             ),
         }  # fmt: skip
         act[loop.DECODE_LARGE] = act[loop.DECODE_SMALL]

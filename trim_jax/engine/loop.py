@@ -210,13 +210,12 @@ def _tick(config: LoopConfig, params, carry: Carry) -> Carry:
     carry = carry.replace(ticks=carry.ticks + 1)
     for at, kind in enumerate(config.kinds):
         here = (chosen == at) & (full[at] > 0)
-        short = gathered if kind == SCORE else None
-        carry = _work(config, params, carry, here, waiting[at], kind, at, short)
+        carry = _work(config, params, carry, here, waiting[at], kind, at)
     return carry
 
 
-def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int, int]]:
-    """The sizes that a kind of work is compiled for, each with the next smaller rows and past.
+def _tiles(config: LoopConfig, kind: int) -> list[Tile]:
+    """The sizes that a kind of work is compiled for; a call takes the first that holds its rows.
 
     Only full batches of decoding come in several lengths of the past: an extend reads no more of it
     than there is, and few rows read little.
@@ -224,16 +223,15 @@ def _tiles(config: LoopConfig, kind: int) -> list[tuple[Tile, int, int]]:
     end = config.prm_context if kind == SCORE else config.context
     chunk = config.decode_chunk if kind in _DECODING else config.extend_chunk
     chunk = 1 if kind == PEEK else chunk
-    sizes = config.past_sizes if kind in _DECODING else ()
-    sizes = [*(size for size in sizes if size < end), end]
     rows = [config.tail_rows]
     while rows[-1] < config.rows:
         rows.append(min(2 * rows[-1], config.rows))
-    smaller = [0, *rows[:-1]]
-    tiles = [(Tile(n, end, chunk), fewer, -1) for n, fewer in zip(rows[:-1], smaller)]
-    lengths = zip(sizes, [-1, *sizes])
-    full = [(Tile(rows[-1], size, chunk), smaller[-1], less) for size, less in lengths]
-    return tiles + full
+    tiles = [Tile(n, end, chunk) for n in rows]
+    if kind in _DECODING:
+        tiles[-1:-1] = [Tile(config.rows, size, chunk) for size in config.past_sizes]
+    if kind == SCORE and chunk > 1:
+        tiles.insert(-1, Tile(config.rows, end, chunk // 2))
+    return tiles
 
 
 def _waiting(rows: Rows, kinds: Iterable[int]) -> jax.Array:
@@ -254,38 +252,33 @@ def _waiting(rows: Rows, kinds: Iterable[int]) -> jax.Array:
 
 
 def _work(
-    config: LoopConfig, params, carry: Carry, here: jax.Array, mask: jax.Array, kind: int, at: int,
-    short: jax.Array | None,
-) -> Carry:  # fmt: skip
-    """Run one kind of work, the `at`-th of the run, on the rows of `mask`, if it is wanted `here`.
-
-    Where they are all `short`, the PRM reads half a chunk of them.
-    """
+    config: LoopConfig, params, carry: Carry, here: jax.Array, mask: jax.Array, kind: int, at: int
+) -> Carry:
+    """Run one kind of work, the `at`-th of the run, on the rows of `mask`, if it is wanted `here`."""
     index = _MODEL_OF[kind]
     model, own, tiles = Qwen2(config.models[index]), params[index], _tiles(config, kind)
-    chunk = tiles[0][0].chunk
+    chunk = tiles[-1].chunk
 
     def do(state):
         rows, kv, counts = state
-        length = rows.length[:, index]
         # The shortest rows are served first: the last of them decides how much of the past is read.
-        order = length
-        if short is not None:  # and those last that, once enough of them wait, take half a chunk
+        order = length = rows.length[:, index]
+        if kind == SCORE:  # and those last that take half a chunk, once enough of them wait
             order = length + (work.unscored(rows) <= chunk // 2) * (work.FAR // 2)
-        batch = work.first(mask, order, config.rows, smaller=tiles[-1][1])
-        count = batch.valid.sum()
-        longest = jnp.where(batch.valid, batch.get(length), 0).max()
+        fewer = [tile.rows for tile in tiles if tile.rows < config.rows]
+        batch = work.first(mask, order, config.rows, smaller=max(fewer, default=0))
+        highest = lambda x: jnp.where(batch.valid, batch.get(x), 0).max()  # noqa: E731
+        count, past = batch.valid.sum(), highest(length)
+        unread = highest(work.unscored(rows)) if kind == SCORE else 0
 
         def run(call, state):
-            whole = jnp.bool_(True)
-            if short is not None and chunk > 1:
-                half = Tile(config.rows, config.prm_context, chunk // 2)
-                state = when(short, functools.partial(call, half), state)
-                whole = ~short
-            for tile, fewer, shorter in tiles:
-                fits = whole & (count > fewer) & (count <= tile.rows)
-                fits &= (longest > shorter) & (longest <= tile.past)
-                state = when(fits, functools.partial(call, tile), state)
+            taken = jnp.bool_(False)
+            for tile in tiles:
+                holds = (count <= tile.rows) & (past <= tile.past)
+                if tile.chunk < chunk:
+                    holds &= unread <= tile.chunk
+                state = when(holds & ~taken, functools.partial(call, tile), state)
+                taken |= holds
             return state
 
         args = model, own, kv, rows, batch, run

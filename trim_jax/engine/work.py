@@ -72,8 +72,9 @@ def first(mask: jax.Array, order: jax.Array, count: int, smaller: int) -> Batch:
     return Batch(jnp.where(valid, row, B), valid, B)
 
 
-# Calls the model in the tile that fits: from `call(tile, state)`, which returns the state after it,
-# and the state before it, [the caches, what the call found out].
+# Takes `call(tile, state)`, which returns the state after a call of the model, and the state before
+# it, and calls it once, with the tile that holds the batch. A state is the caches, and what a call
+# finds out, for all R rows.
 Run = Callable[[Callable[[Tile, Any], Any], Any], Any]
 
 
