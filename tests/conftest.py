@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Most of the time goes to compiling. What one test, or a process that it starts, has compiled, the
-# others find in a folder of this run: not the user's, where the last run's would hide what takes long.
+# others find in a folder of this run: in the user's, one run would hide what the next one takes.
 _CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.mkdtemp(prefix="trim_jax_tests_")

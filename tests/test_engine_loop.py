@@ -44,7 +44,7 @@ def test_fast_path_is_the_slow_path(solutions, policy):
 
 
 SIZES = {
-    "masks": dict(slots=4, rows=4),
+    "masks, but for a tail": dict(slots=4, rows=4, tail_rows=2),
     "few rows of many, whose short ends gather": dict(slots=12, rows=2, tail_rows=1),
     "tail tile, other chunks": dict(slots=9, rows=6, tail_rows=2, decode_chunk=7, extend_chunk=19),
     "one slot, every fork spills": dict(slots=1, rows=1, decode_chunk=1, extend_chunk=3),

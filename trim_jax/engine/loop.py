@@ -254,7 +254,7 @@ def _waiting(rows: Rows, kinds: Iterable[int]) -> jax.Array:
 def _work(
     config: LoopConfig, params, carry: Carry, here: jax.Array, mask: jax.Array, kind: int, at: int
 ) -> Carry:
-    """Run one kind of work, the `at`-th of the run, on the rows of `mask`, if it is wanted `here`."""
+    """Run one kind of work, the `at`-th of the run, on rows of `mask` [B], if it is wanted `here`."""
     index = _MODEL_OF[kind]
     model, own, tiles = Qwen2(config.models[index]), params[index], _tiles(config, kind)
     chunk = tiles[-1].chunk

@@ -112,7 +112,7 @@ def catch_up(
     model: Qwen2, params: Any, kv: KV, rows: Rows, batch: Batch, run: Run, which: int, chunk: int
 ) -> tuple[Rows, KV, jax.Array]:
     """A language model reads up to `chunk` tokens that it has not seen, all but the last one."""
-    length = batch.get(rows.length[:, which])
+    length = batch.get(rows.length[:, which]) * batch.valid
     n_new = jnp.clip((batch.get(read_before(rows)) - length) * batch.valid, 0, chunk)
     text, at = batch.get(rows.tokens), length[:, None] + jnp.arange(chunk)
     tokens = jnp.take_along_axis(text, at, axis=1, mode="clip")
@@ -141,7 +141,7 @@ def score(
     """
     B, M = rows.score.shape
     get, row, valid = batch.get, batch.row, batch.valid
-    length = get(rows.length[:, R.PRM])
+    length = get(rows.length[:, R.PRM]) * valid
     n_new = jnp.clip((get(rows.n_prm) - length) * valid, 0, chunk)
     at = length[:, None] + jnp.arange(chunk)
     tokens = jnp.take_along_axis(get(rows.prm_tokens), at, axis=1, mode="clip")
@@ -188,7 +188,7 @@ def judge(
     `steps.reject` takes it back.
     """
     get, row, valid = batch.get, batch.row, batch.valid
-    length, drawn, text = get(rows.length[:, R.LARGE]), get(rows.decoded), get(rows.tokens)
+    length, drawn, text = get(rows.length[:, R.LARGE]) * valid, get(rows.decoded), get(rows.tokens)
     end, n_text = get(rows.n_tokens) - 1 + drawn, get(rows.n_text)
     n_new = jnp.clip((end - length) * valid, 0, chunk)
     at = length[:, None] + jnp.arange(chunk)
