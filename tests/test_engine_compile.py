@@ -4,13 +4,15 @@ import contextlib
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import NEVER, POLICIES, THR, requests, shared_engine, tiny_engine
+from tiny import NEVER, POLICIES, THR, of, requests, shared_engine, tiny_engine
 
-from trim_jax.policies.base import Policy
+from trim_jax.errors import ConfigError
+from trim_jax.policies.base import ACCEPT, REGENERATE, Policy
 from trim_jax.policies.learned import Q
-from trim_jax.policies.simple import Never
+from trim_jax.policies.simple import Never, Threshold
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -58,13 +60,51 @@ def test_an_equal_engine_compiles_nothing_and_another_one_does(warm_engine):
         again = tiny_engine(tables=tables)
         assert [solution.steps for solution in again.run(requests([1]))] == want
         assert not seen, f"{len(seen)} programs were compiled"
-    other = dataclasses.replace(POLICIES[THR], settings=(0.25, 0.75))
     changed = [
-        dict(slots=9), dict(policies=(*POLICIES[:THR], other, *POLICIES[THR + 1 :])),
+        dict(slots=9), dict(policies=with_thresholds(0.25, 0.75)),
         dict(tables=dataclasses.replace(tables, is_eos=~tables.is_eos)),
     ]  # fmt: skip
     programs = [warm_engine, *(tiny_engine(**change) for change in changed)]
     assert len({engine.machine.run for engine in programs}) == len(programs)
+
+
+def with_thresholds(*thresholds):
+    return tuple(Threshold(thresholds) if i == THR else p for i, p in enumerate(POLICIES))
+
+
+def test_other_thresholds_compile_nothing_and_are_obeyed(warm_engine):
+    halves = with_thresholds(0.0, 0.075, 0.15, 0.225, 0.3, 0.4, 0.5)
+    whole, half = {}, {}
+    with compilations() as seen:
+        for found, engine in zip((whole, half), (warm_engine, tiny_engine(policies=halves))):
+            settings = engine.loop.policies[THR].settings
+            for solution in of(engine.run(requests(range(8), [THR])), THR):
+                for cells in solution.cells:
+                    for k in range(cells.lo, cells.hi):
+                        steps = [(s.action, s.tokens, s.draft) for s in solution.steps]
+                        found[solution.request.problem_id, settings[k]] = steps
+        assert not seen, f"{len(seen)} programs were compiled"
+    assert {k for _, k in whole.keys() & half.keys()} == {0.0, 0.15, 0.3}
+    assert all(whole[key] == half[key] for key in whole.keys() & half.keys())
+    assert any(half[f"p{i}", 0.5] != half[f"p{i}", 0.3] for i in range(8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reads(Policy):
+    """A user's policy that would have its settings in the program."""
+
+    settings: tuple[float, ...] = (0.2, 0.4)
+
+    def init(self, rows):
+        return jnp.full([rows], self.settings[0])
+
+    def decide(self, dial, obs, state):
+        return jnp.where(obs.draft_score < state, ACCEPT, REGENERATE), state
+
+
+def test_settings_are_not_there_before_the_program_runs():
+    with pytest.raises(ConfigError, match="read its settings in `plan` and `decide`, not in"):
+        list(tiny_engine(policies=(Reads(),)).run(requests([0], [0])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +158,7 @@ def test_caches_are_updated_in_place():
     """No program of the loop copies a whole cache: that costs more than the work itself."""
     machine = shared_engine().machine
     carry = jax.eval_shape(machine.init)
-    program = machine.run.lower(machine.params, machine.weights, carry).compile().as_text()
+    program = machine.run.lower(machine.params, machine.traced, carry).compile().as_text()
     for cache in jax.tree.leaves(carry.kv):
         shape = f"= f32[{','.join(map(str, cache.shape))}]"
         lines = [line for line in program.splitlines() if shape in line]

@@ -40,8 +40,9 @@ ASKED_FOR = {PEEK: "peek", JUDGE: "judge"}
 class LoopConfig:
     """Static settings of the loop, for one shard of the data axis.
 
-    Equal ones give the same program: their policies may differ in weights, which are traced, but
-    not in those of a policy inside another, which the program holds unless the outer one sees to it.
+    Those with equal skeletons share a program: their policies may differ in settings and weights,
+    which are traced, but not in those of a policy inside another, which the program holds unless the
+    outer one sees to it.
 
     Attributes:
       models: configurations of small, large and PRM.
@@ -81,6 +82,21 @@ class LoopConfig:
     def __post_init__(self):
         # By identity: whoever compares two of them keeps both, and so the weights, alive.
         object.__setattr__(self, "_held", tuple(map(id, held_weights(self.policies))))
+
+    @property
+    def skeleton(self) -> LoopConfig:
+        """What a program is compiled for; see `Policy.skeleton`."""
+        return dataclasses.replace(self, policies=tuple(p.skeleton() for p in self.policies))
+
+    @property
+    def traced(self) -> tuple[Any, ...]:
+        """What it is given when it runs: `Policy.traced` of every policy."""
+        return tuple(policy.traced for policy in self.policies)
+
+    def at(self, traced: tuple[Any, ...]) -> LoopConfig:
+        """This one with the policies at other `traced` values."""
+        policies = tuple(p.at(own) for p, own in zip(self.policies, traced, strict=True))
+        return dataclasses.replace(self, policies=policies)
 
     @property
     def cells(self) -> int:
@@ -163,16 +179,13 @@ def initial_carry(config: LoopConfig) -> Carry:
 
 
 def run(
-    config: LoopConfig, params: tuple[Any, Any, Any], weights: tuple, carry: Carry, max_ticks: int
+    config: LoopConfig, params: tuple[Any, Any, Any], traced: tuple, carry: Carry, max_ticks: int
 ) -> Carry:
     """Work until the host is needed: queue dry with more to come, `out` nearly full, or all done.
 
-    `weights` are those of each policy, which take the place of the ones in `config`.
+    `traced` are the settings and weights of the policies, see `LoopConfig.traced`.
     """
-    learned = zip(config.policies, weights)
-    config = dataclasses.replace(
-        config, policies=tuple(dataclasses.replace(p, weights=w) for p, w in learned)
-    )
+    config = config.at(traced)
     carry = carry.replace(
         head=jnp.zeros_like(carry.head), n_out=jnp.zeros_like(carry.n_out),
         work=jnp.zeros_like(carry.work), ticks=jnp.zeros_like(carry.ticks),

@@ -37,8 +37,8 @@ class Seen(NamedTuple):
 def programs(config: LoopConfig, mesh: Mesh | None) -> tuple[Callable, Callable]:
     """`loop.initial_carry` and `loop.run`, jitted.
 
-    A second engine of the same shape, as every call of `trim_jax.route` makes one, so compiles
-    nothing.
+    `config` is a skeleton: a second engine of the same shape, as every call of `trim_jax.route`
+    makes one, compiles nothing, whatever its thresholds are.
     """
     init = functools.partial(loop.initial_carry, config)
     run = functools.partial(loop.run, config, max_ticks=TICKS)
@@ -57,15 +57,15 @@ class Machine:
     methods waits for the devices, but for `out`.
 
     Attributes:
-      params: of small, large and PRM, on the mesh. weights: of the policies.
+      params: of small, large and PRM, on the mesh. traced: settings and weights of the policies.
       init, run: the two programs.
     """
 
     def __init__(self, config: LoopConfig, params: tuple[Any, Any, Any], mesh: Mesh | None):
         self.config, self.params, self.mesh = config, params, mesh
-        self.weights = tuple(self._replicated(policy.weights) for policy in config.policies)
+        self.traced = self._replicated(config.traced)
         self._carry: Carry | None = None
-        self.init, self.run = programs(config, mesh)
+        self.init, self.run = programs(config.skeleton, mesh)
         self._whole = lambda tree: tree
         if self._spans_processes:
             everywhere = NamedSharding(mesh, PartitionSpec())
@@ -87,7 +87,7 @@ class Machine:
         """
         queue = jax.tree.map(lambda x: x[index], rows)
         placed = self._place((queue, tail, np.full(len(tail), more)), PartitionSpec(DATA))
-        carry = self.run(self.params, self.weights, loop.host_carry(self._carry, *placed))
+        carry = self.run(self.params, self.traced, loop.host_carry(self._carry, *placed))
         self._carry = carry
         return self._whole(Seen(carry.rows.phase, carry.head, carry.n_out, carry.work, carry.ticks))
 
@@ -97,17 +97,16 @@ class Machine:
 
     def load_weights(self, policy: int, weights: Any) -> None:
         """Give a policy other weights, of the same shapes, for the runs that follow."""
-        weights = self._replicated(weights)
-        self.weights = (*self.weights[:policy], weights, *self.weights[policy + 1 :])
+        own = (self.traced[policy][0], self._replicated(weights))
+        self.traced = (*self.traced[:policy], own, *self.traced[policy + 1 :])
 
     @property
     def _spans_processes(self) -> bool:
         return self.mesh is not None and self.mesh.is_multi_process
 
-    def _replicated(self, weights: Any) -> Any:
-        if not self._spans_processes:
-            return weights
-        return self._place(jax.tree.map(jnp.asarray, weights), PartitionSpec())
+    def _replicated(self, tree: Any) -> Any:
+        tree = jax.tree.map(jnp.asarray, tree)
+        return self._place(tree, PartitionSpec()) if self._spans_processes else tree
 
     def _place(self, tree: Any, spec: PartitionSpec) -> Any:
         if self.mesh is None:

@@ -31,11 +31,10 @@ _FAR = np.iinfo(np.int32).max
 
 @shared
 def _settled(config: LoopConfig) -> Callable[[list[Any], Rows], Rows]:
-    """Of weights and rows: the rows taken on until each is done, parts, or waits for a model."""
+    """Of `LoopConfig.traced` and rows: each taken on until it is done, parts, or waits for a model."""
 
-    def settled(weights: list[Any], rows: Rows) -> Rows:
-        learned = zip(config.policies, weights)
-        policies = [dataclasses.replace(policy, weights=own) for policy, own in learned]
+    def settled(traced: list[Any], rows: Rows) -> Rows:
+        policies = config.at(traced).policies
 
         def settle(rows: Rows) -> Rows:
             rows = steps.move_on(rows, policies, config.tables, config.max_step_tokens, WIDTH)
@@ -56,12 +55,12 @@ class Replay:
 
     def __init__(self, config: LoopConfig):
         self.config, self.served = config, 0
-        self._weights = [policy.weights for policy in config.policies]
-        self._settle = _settled(config)
+        self._traced = list(config.traced)
+        self._settle = _settled(config.skeleton)
 
     def load_weights(self, policy: int, weights: Any) -> None:
         """Give a policy other weights, of the same shapes."""
-        self._weights[policy] = weights
+        self._traced[policy] = (self._traced[policy][0], weights)
 
     def advance(self, items: Iterable[Rows], store: StepStore) -> Iterator[Rows]:
         """Each of `items`, rows without a leading axis, as far as the store goes, parted as they do.
@@ -76,7 +75,7 @@ class Replay:
             busy = np.flatnonzero(batch.phase != R.FREE)
             if not len(busy):
                 return
-            batch = jax.tree.map(np.array, self._settle(self._weights, batch))
+            batch = jax.tree.map(np.array, self._settle(self._traced, batch))
             for i in busy:
                 phase = batch.phase[i]
                 if phase in (R.PARTING, R.PARTING_PLANS):

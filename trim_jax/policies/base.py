@@ -1,7 +1,8 @@
 """The interface between the routed loop and a policy.
 
-A policy is a frozen dataclass of static settings and, where it learns, of weights. Its methods are pure, run inside the jitted loop
-and are vectorised over rows: every array has a leading axis B. It is asked twice a step:
+A policy is a frozen dataclass of settings, of weights where it learns, and of static fields. Its
+methods are pure, run inside the jitted loop and are vectorised over rows: every array has a leading
+axis B. It is asked twice a step:
 
   plan     before a step is written: does the small model draft it, is the draft to be scored,
            or does the large model write it at once?
@@ -21,9 +22,10 @@ as if it had run alone, at the cost of the distinct histories only.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import flax.struct
 import jax
@@ -86,9 +88,10 @@ class Policy:
     """Base class. A user's policy overrides `decide`, and `plan`, `init` where it needs them.
 
     Attributes:
-      settings: values of the policy's dial, ascending; (0.0,) where it has none.
-      weights: learned parameters, a pytree of arrays, or None. They are traced, not static: other
-        weights of the same shapes never recompile the loop (`Engine.load_weights`).
+      settings: values of the policy's dial, ascending; (0.0,) where it has none. In the loop they are
+        a traced array [n]: as many others never recompile it, and Python cannot branch on them.
+      weights: learned parameters, a pytree of arrays, or None. They are traced as well: others of
+        the same shapes never recompile the loop (`Engine.load_weights`).
       variant: tells it from others of its class in one run; results are stored under `full_name`.
       name: of its class.
       parameter: letter of the dial, for figures; "" where it has none.
@@ -129,7 +132,7 @@ class Policy:
     def init(self, rows: int) -> Any:
         """State carried by every row between steps, a pytree of arrays with leading axis `rows`.
 
-        Its values must not depend on `weights`, which may be exchanged.
+        Its values must not depend on `settings` and `weights`, which may be exchanged.
         """
         del rows
         return ()
@@ -142,6 +145,39 @@ class Policy:
     def decide(self, dial: jax.Array, obs: Observation, state: Any) -> tuple[jax.Array, Any]:
         """ACCEPT or REGENERATE for each row, and the state after this decision."""
         raise NotImplementedError
+
+    @property
+    def traced(self) -> tuple[Any, Any]:
+        """Settings, float32 [n], and weights: what of a policy a program is given when it runs."""
+        return np.asarray(self.settings, np.float32), self.weights
+
+    def at(self, traced: tuple[Any, Any]) -> Self:
+        """This policy with other `traced` values."""
+        settings, weights = traced
+        return self._with(settings=settings, weights=weights)
+
+    def skeleton(self) -> Self:
+        """What of a policy a program is compiled for: all but the values of `traced` and its name."""
+        return self._with(settings=(SETTING,) * len(self.settings), variant="")
+
+    def _with(self, **fields: Any) -> Self:
+        """A copy with other fields, unchecked: they may be traced."""
+        other = copy.copy(self)
+        for name, value in fields.items():
+            object.__setattr__(other, name, value)
+        return other
+
+
+class _Setting:
+    """A setting that is only counted; whoever reads it gets an error, not a wrong number."""
+
+    def __jax_array__(self, *_: Any) -> jax.Array:
+        raise ConfigError("a policy may read its settings in `plan` and `decide`, not in `init`")
+
+    __float__ = __array__ = __jax_array__
+
+
+SETTING = _Setting()
 
 
 def held_weights(policies: Any) -> list[Any]:

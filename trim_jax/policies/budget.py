@@ -79,7 +79,11 @@ class Steered(Wrapper):
 
     @property
     def _inner(self):
-        return dataclasses.replace(self.policy, weights=self.weights["policy"])
+        return self.policy.at((self.policy.settings, self.weights["policy"]))
+
+    def skeleton(self):
+        # The other one's settings are not this one's, and so not traced.
+        return super().skeleton()._with(policy=self.policy)
 
     def plan(self, dial, obs, state):
         return self._inner.plan(jnp.full_like(dial, self.weights["dial"]), obs, state)

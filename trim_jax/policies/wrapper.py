@@ -58,8 +58,11 @@ class Wrapper(base.Policy):
 
     @property
     def _inner(self):
-        """The other one with the weights that are traced."""
-        return dataclasses.replace(self.policy, weights=self.weights)
+        """The other one with the settings and weights that are traced."""
+        return self.policy.at((self.settings, self.weights))
+
+    def skeleton(self):
+        return super().skeleton()._with(policy=self.policy.skeleton())
 
     def init(self, rows):
         return self.policy.init(rows)
