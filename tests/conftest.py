@@ -3,6 +3,7 @@
 Set here and not in the tests, because JAX reads these once, when it is first imported.
 """
 
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -10,12 +11,18 @@ import tempfile
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
-                           + " --xla_force_host_platform_device_count=8").strip()
+# Most of the time goes to compiling, and programs that run for a moment are not worth optimising.
+# `test_engine_mesh.py` and `test_colabs.py` compile as users do. XLA ends a process at a flag that it
+# does not know, so these are for the versions that have been tried.
+HURRY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+HURRY = HURRY if importlib.metadata.version("jaxlib").startswith("0.10.") else ""
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{HURRY} {given} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Most of the time goes to compiling. What one test, or a process that it starts, has compiled, the
-# others find in a folder of this run: in the user's, one run would hide what the next one takes.
+# What one test, or a process that it starts, has compiled, the others find in a folder of this run:
+# in the user's, one run would hide what the next one takes.
 _CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.mkdtemp(prefix="trim_jax_tests_")

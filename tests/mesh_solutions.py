@@ -13,9 +13,12 @@ from trim_jax.sharding import make_mesh, param_shardings
 
 
 def main(out, problems, *meshes):
-    """Writes {mesh: solutions} to `out`; a mesh is spelled "data x model", as in "4x2"."""
+    """Writes {mesh: solutions} to `out`; a mesh is "data x model", as in "4x2", or "none"."""
     found, trio = {}, tiny_trio()
     for name in meshes:
+        if name == "none":
+            found[name] = list(tiny_engine().run(requests(range(int(problems)))))
+            continue
         mesh = make_mesh(*map(int, name.split("x")))
         params = tuple(
             jax.device_put(p, param_shardings(config, mesh))

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import HURRY
 from test_commands import SMALL_ENGINE, contents, flags, folders  # noqa: F401
 from tiny import tiny_engine, tiny_trio
 
@@ -37,7 +38,7 @@ def start(arguments, out, count):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    xla = (f"--xla_force_host_platform_device_count={4 // count} "
+    xla = (f"{HURRY} --xla_force_host_platform_device_count={4 // count} "
            "--xla_cpu_collective_call_terminate_timeout_seconds=600")  # see test_engine_mesh.py
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"XLA_FLAGS": xla, "PYTHONPATH": paths}
