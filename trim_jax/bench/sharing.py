@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from trim_jax import api
 from trim_jax.bench.throughput import Run, run_engine
@@ -52,7 +53,7 @@ def measure(config: ConfigDict) -> dict[str, Any]:
     known: list[float] = []
     apart: list[list[float]] = [[] for _ in alone]
     kept: list[list[float]] = [[] for _ in alone]
-    for _ in range(config.bench.repeats):
+    for _ in tqdm(range(config.bench.repeats), desc="sharing", unit=" repeats"):
         engine.store = None
         joint, each = run_engine(engine, asked), [run_engine(engine, one) for one in alone]
         engine.store = StepStore(MODELS)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from trim_jax import api
 from trim_jax.bench import floor, torch_baseline
@@ -114,18 +115,23 @@ def measure(
         at_once = IN_FLIGHT * batch
         programs[f"{TORCH}, {at_once} at once"] = lambda asked: _run_torch(router, asked, at_once)
 
-    warm_up = requests(config, trio, problems[:batch], config.bench.repeats)
-    for program in programs.values():
-        last = program(warm_up)
-    rates = floor.Rates(config, trio, batch, *floor.typical_past(warm_up, last.outcomes))
-    rates.measure()
     runs: dict[str, list[Run]] = {name: [] for name in programs}
-    with compilations() as compiled:
-        for seed in range(config.bench.repeats):
-            asked = requests(config, trio, problems, seed)
-            for name, program in programs.items():
-                runs[name].append(program(asked))
-            rates.measure()
+    total = (config.bench.repeats + 1) * len(programs)
+    with tqdm(total=total, desc=f"{batch} rows a call", unit=" runs") as bar:
+        warm_up = requests(config, trio, problems[:batch], config.bench.repeats)
+        for program in programs.values():
+            last = program(warm_up)
+            bar.update()
+        rates = floor.Rates(config, trio, batch, *floor.typical_past(warm_up, last.outcomes))
+        rates.measure()
+        with compilations() as compiled:
+            for seed in range(config.bench.repeats):
+                asked = requests(config, trio, problems, seed)
+                for name, program in programs.items():
+                    runs[name].append(program(asked))
+                    bar.set_postfix_str(f"{name}: {runs[name][-1].seconds:.1f} s", refresh=False)
+                    bar.update()
+                rates.measure()
     figures = {name: _figures(done, problems, trio) for name, done in runs.items()}
     speed = {name: entry["problems_per_second"] for name, entry in figures.items()}
     ours = min(runs[_name(IN_FLIGHT * batch)], key=lambda run: run.seconds)
