@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from tiny import NEVER, POLICIES, THR, of, requests, shared_engine, tiny_engine
 
+from trim_jax.engine.engine import Cells
 from trim_jax.errors import ConfigError
 from trim_jax.policies.base import ACCEPT, REGENERATE, Policy
 from trim_jax.policies.learned import Q
+from trim_jax.policies.neighbours import Rsd
 from trim_jax.policies.simple import Never, Threshold
+from trim_jax.policies.takeover import takeover
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -87,6 +90,29 @@ def test_other_thresholds_compile_nothing_and_are_obeyed(warm_engine):
     assert {k for _, k in whole.keys() & half.keys()} == {0.0, 0.15, 0.3}
     assert all(whole[key] == half[key] for key in whole.keys() & half.keys())
     assert any(half[f"p{i}", 0.5] != half[f"p{i}", 0.3] for i in range(8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Nearest(Policy):
+    """Rsd by that of its settings which is nearest to the dial."""
+
+    def decide(self, dial, obs, state):
+        settings = jnp.asarray(self.settings)
+        own = settings[jnp.argmin(jnp.abs(dial[:, None] - settings), axis=1)]
+        return jnp.where(obs.draft_score < own, REGENERATE, ACCEPT), state
+
+
+def test_a_wrapped_policy_sees_the_settings_of_the_run():
+    programs = set()
+    for settings in ((0.2, 0.6), (0.4, 0.8)):
+        engine = tiny_engine(policies=(takeover(Nearest(settings)), takeover(Rsd(settings))))
+        programs.add(engine.machine.run)
+        both = (Cells(0, 0, 2), Cells(1, 0, 2))
+        asked = [dataclasses.replace(r, cells=both) for r in requests(range(6), [NEVER])]
+        found = list(engine.run(asked))
+        ranges = [[{(lo, hi) for p, lo, hi in s.cells if p == i} for i in (0, 1)] for s in found]
+        assert len(found) > 6 and all(nearest == rsd for nearest, rsd in ranges)
+    assert len(programs) == 1
 
 
 @dataclasses.dataclass(frozen=True)
