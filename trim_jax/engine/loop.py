@@ -41,8 +41,8 @@ class LoopConfig:
     """Static settings of the loop, for one shard of the data axis.
 
     Those with equal skeletons share a program: their policies may differ in settings and weights,
-    which are traced, but not in those of a policy inside another, which the program holds unless the
-    outer one sees to it.
+    which are traced, but not in those of a policy inside another, which the program holds unless
+    the outer one sees to it.
 
     Attributes:
       models: configurations of small, large and PRM.

@@ -31,7 +31,7 @@ _FAR = np.iinfo(np.int32).max
 
 @shared
 def _settled(config: LoopConfig) -> Callable[[list[Any], Rows], Rows]:
-    """Of `LoopConfig.traced` and rows: each taken on until it is done, parts, or waits for a model."""
+    """Of `LoopConfig.traced` and rows: each taken on until done, parting, or waiting for a model."""
 
     def settled(traced: list[Any], rows: Rows) -> Rows:
         policies = config.at(traced).policies
