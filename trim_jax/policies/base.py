@@ -157,8 +157,8 @@ class Policy:
         return self._with(settings=settings, weights=weights)
 
     def skeleton(self) -> Self:
-        """What of a policy a program is compiled for: all but the values of `traced` and its name."""
-        return self._with(settings=(SETTING,) * len(self.settings), variant="")
+        """What of a policy a program is compiled for: all but the values of `traced`."""
+        return self._with(settings=(SETTING,) * len(self.settings))
 
     def _with(self, **fields: Any) -> Self:
         """A copy with other fields, unchecked: they may be traced."""
