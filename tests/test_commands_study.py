@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from trim_jax.api import route
 from trim_jax.commands import study
 from trim_jax.config import load_config
+from trim_jax.engine.engine import EngineConfig
 from trim_jax.errors import ConfigError
 from trim_jax.eval.traces import load_result
 from trim_jax.policies.registry import make_policy
+from trim_jax.tasks.data import load_problems
 from trim_jax.train import policies as training
 from trim_jax.train.q import QConfig
 
@@ -57,6 +60,11 @@ def test_a_study_from_end_to_end_and_again(tmp_path, short):
     took = json.loads((out / "policies" / "q-tuned" / "training.json").read_text())
     assert took["solutions"] > 0 and took["best_round"] in (0, 1)
     assert make_policy(str(out / "policies" / "q-tuned")).full_name == "q-tuned"
+
+    # A trained policy is a policy like any other.
+    traces = route(load_problems("arith", "test", 1), make_policy(str(out / "policies" / "q")),
+                   engine=EngineConfig(slots=16, rows=16))  # fmt: skip
+    assert {t.policy for t in traces} == {"q"}
 
     # The same command again computes nothing, and ends with the same files.
     times = {"timings.json", "provenance.json", ".lock"}
