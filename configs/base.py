@@ -61,15 +61,15 @@ def get_config() -> ConfigDict:
     config.engine.max_step_tokens = 64
     # Arithmetic of the models.
     config.engine.dtype = "float32"
-    # Histories whose caches are in memory at once, for each of the mesh_data parts of the mesh; sets
-    # the memory used, which trim-jax sweep --dry-run predicts.
+    # Histories whose caches are in memory at once, for each of the mesh_data parts of the mesh, or for
+    # all cores of a CPU; sets the memory used, which trim-jax sweep --dry-run predicts.
     config.engine.slots = 512
     # Rows that one call of a model works on at most, likewise.
     config.engine.rows = 64
     # Problems between two writes; a killed run loses at most one chunk of work.
     config.engine.chunk_problems = 125
-    # Devices over which rows are split.
-    config.engine.mesh_data = 1
+    # Devices over which rows are split; 0 for all that there are, of a CPU its cores.
+    config.engine.mesh_data = 0
     # Devices over which the heads of each model are split.
     config.engine.mesh_model = 1
     # Hosts that the mesh spans, with one process each, all started with the same command. The first
@@ -217,7 +217,7 @@ RANGES = {
     "engine.slots": (1, None),
     "engine.rows": (1, None),
     "engine.chunk_problems": (1, None),
-    "engine.mesh_data": (1, None),
+    "engine.mesh_data": (0, None),
     "engine.mesh_model": (1, None),
     "engine.hosts": (1, None),
     "policy.threshold": (0.0, 1.0),

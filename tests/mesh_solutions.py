@@ -19,12 +19,13 @@ def main(out, problems, *meshes):
         if name == "none":
             found[name] = list(tiny_engine().run(requests(range(int(problems)))))
             continue
-        mesh = make_mesh(*map(int, name.split("x")))
+        data, model = map(int, name.split("x"))
+        mesh = make_mesh(data, model)
         params = tuple(
             jax.device_put(p, param_shardings(config, mesh))
             for p, config in zip(trio.params, trio.models)
         )
-        engine = tiny_engine(mesh, params, slots=3, rows=2, tail_rows=2)
+        engine = tiny_engine(mesh, params, slots=3 * data, rows=2 * data, tail_rows=2)
         found[name] = list(engine.run(requests(range(int(problems)))))
     with open(out, "wb") as file:
         pickle.dump(found, file)

@@ -1,5 +1,6 @@
 """The benchmark measures what it says: same work in both programs, honest floor, real peaks."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -12,7 +13,7 @@ import tiny
 
 from trim_jax import api
 from trim_jax.bench import floor, footprint, throughput
-from trim_jax.bench.torch_baseline import TorchRouter
+from trim_jax.bench.torch_baseline import TorchProcesses, TorchRouter
 from trim_jax.commands import bench
 from trim_jax.config import load_config
 from trim_jax.engine import loop
@@ -24,6 +25,7 @@ from trim_jax.models.qwen2 import ModelConfig, init_params
 from trim_jax.policies.simple import Threshold
 from trim_jax.tasks.data import load_problems
 from trim_jax.tasks.tokenizer import ARITH_TOKENIZER
+from trim_jax.xla import cores
 
 GREEDY = Sampling(temperature=0)
 needs_torch = pytest.mark.skipif(
@@ -58,7 +60,7 @@ def random_trio(tmp_path_factory) -> api.Trio:
 def route_both(trio, asked, threshold, size, batch, sampling=GREEDY):
     """Outcomes of our engine and of the baseline, by problem."""
     engine = Engine(
-        trio.models, trio.params, trio.tables, [Threshold((threshold,))], size, sampling
+        trio.models, trio.params, trio.tables, [Threshold((threshold,))], size, sampling, trio.mesh
     )
     ours = {s.request.problem_id: throughput.outcome(s) for s in engine.run(asked)}
     router = TorchRouter(trio, threshold, sampling, size)
@@ -96,6 +98,8 @@ def test_baseline_writes_our_greedy_texts_with_the_shipped_trio():
     asked = throughput.requests(config, trio, problems, seed=0)
     ours, theirs = route_both(trio, asked, 0.5, size, batch=12)
     assert ours == theirs
+    with contextlib.closing(TorchProcesses(trio, 0.5, GREEDY, size)) as router:
+        assert ours == {o.problem_id: o for o in router.solve(asked, batch=8, seed=0)}
 
 
 def test_floor_counts_useful_tokens_at_the_best_rate():
@@ -130,7 +134,7 @@ def arith_folders(tmp_path_factory):
 def test_bench_end_to_end(arith_folders, capsys):
     config = bench_config(
         arith_folders, "--config.bench.batches=2", "--config.bench.rounds=1",
-        "--config.bench.repeats=2", "--config.engine.max_context=192", "--config.engine.slots=4",
+        "--config.bench.repeats=2", "--config.engine.max_context=192", "--config.engine.slots=8",
         "--config.engine.rows=2", "--config.engine.max_steps=2", "--config.engine.max_step_tokens=8",
     )  # fmt: skip
     result = bench.run(config)
@@ -139,11 +143,17 @@ def test_bench_end_to_end(arith_folders, capsys):
     assert measured["compilations"] == 0
     programs = {"trim_jax, 16 in flight", "trim_jax, 2 in flight"}
     if importlib.util.find_spec("torch") is not None:
-        programs |= {throughput.TORCH, f"{throughput.TORCH}, 16 at once"}
+        processes = f"{throughput.TORCH}, {cores()} processes"
+        torch = {f"{name}{at_once}" for name in (throughput.TORCH, processes)
+                 for at_once in ("", ", 16 at once")}  # fmt: skip
+        programs |= torch
+        speed = {name: entry["problems_per_second"] for name, entry in measured["programs"].items()}
+        fastest = max(speed[name] for name in torch)
+        lead = {name: pytest.approx(speed[name] / fastest) for name in speed.keys() - torch}
+        assert measured["lead"] == lead
         assert measured["ratio"][throughput.TORCH] == 1
-        ours = measured["programs"]["trim_jax, 16 in flight"]["problems_per_second"]
-        theirs = measured["programs"][throughput.TORCH]["problems_per_second"]
-        assert measured["ratio"]["trim_jax, 16 in flight"] == pytest.approx(ours / theirs)
+        ours = speed["trim_jax, 16 in flight"]
+        assert measured["ratio"]["trim_jax, 16 in flight"] == pytest.approx(ours / speed[throughput.TORCH])
     assert measured["programs"].keys() == programs
     assert all(len(entry["seconds"]) == 2 for entry in measured["programs"].values())
     # Of runs of milliseconds, on a busy machine, the share may be above 1; its parts are exact.
@@ -152,7 +162,7 @@ def test_bench_end_to_end(arith_folders, capsys):
     assert all(kind["used"] <= kind["slots"] for kind in account["kinds"].values())
     memory = result["memory"]
     peaks = memory["peaks_mb"]
-    assert memory["problems"] == 8 and len(peaks) == 8 and peaks == sorted(peaks)
+    assert memory["problems"] == 16 and len(peaks) == 8 and peaks == sorted(peaks)
     assert peaks[0] > 30 and peaks[-1] - peaks[1] < 30
     shared = result["sharing"]
     assert (shared["problems"], shared["settings"]) == (8, 21)

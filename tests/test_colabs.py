@@ -66,7 +66,7 @@ def executed(tmp_path_factory):
     for name, notebook in notebooks.items():
         set_parameters(notebook, **REDUCED[name])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "")  # one device
+        patch.setenv("XLA_FLAGS", "")  # not those of conftest.py
         patch.delenv("MPLBACKEND", raising=False)
         patch.setenv("TMPDIR", str(folder))  # where the analysis makes its result
         execute(notebooks.values(), folder)

@@ -34,7 +34,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(arguments, out, count):
-    """Processes of one command that have four devices between them; the leader is the first."""
+    """Processes of one command that have four devices between them; the leader is the first.
+
+    Each device has the slots and rows of `SMALL_ENGINE`.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -43,7 +46,8 @@ def start(arguments, out, count):
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"XLA_FLAGS": xla, "PYTHONPATH": paths}
     command = [sys.executable, "-m", "trim_jax.cli", *arguments, f"--config.engine.hosts={count}",
-               f"--config.out={out}", "--config.engine.mesh_data=4"]  # fmt: skip
+               f"--config.out={out}", "--config.engine.mesh_data=4", "--config.engine.slots=32",
+               "--config.engine.rows=16"]  # fmt: skip
     return [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                          env=env | {"JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(i)})
@@ -91,7 +95,8 @@ def test_two_hosts_killed_and_resumed_write_what_one_writes(folders, tmp_path): 
 
     # Half of twelve problems are known from a run on one device.
     store, few = f"--config.store={tmp_path / 'steps'}", "--config.data.limit={}"
-    alone = [*arguments, store, few.format(6), f"--config.out={tmp_path / 'alone'}"]
+    alone = [*arguments, store, few.format(6), f"--config.out={tmp_path / 'alone'}",
+             "--config.engine.mesh_data=1"]  # fmt: skip
     assert cli.main(alone) == 0
     codes, said = ended(start([*arguments, store, few.format(12)], tmp_path / "half", 2))
     assert codes == [0, 0], said

@@ -14,10 +14,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_models import lively
 
+from trim_jax import sharding
+from trim_jax.engine.engine import EngineConfig
 from trim_jax.errors import ConfigError
 from trim_jax.models import hf
 from trim_jax.models.qwen2 import ModelConfig, Qwen2
-from trim_jax.sharding import by_path, make_mesh, param_shardings
+from trim_jax.sharding import (
+    ROWS, WHOLE, all_devices, by_path, by_rows, make_mesh, param_shardings,
+)  # fmt: skip
 
 CONFIG = ModelConfig(
     vocab=64, width=32, layers=2, heads=8, kv_heads=2, head_dim=4, ffn=48, tied=False
@@ -58,20 +62,13 @@ def test_forward_pass_is_the_same_on_every_mesh(config, data, model):
     assert len(got[0].sharding.device_set) == 8
 
 
-def test_forward_pass_is_the_same_with_rows_mapped_by_hand():
+@pytest.mark.parametrize("data,model", [(2, 4), (8, 1)])
+def test_forward_pass_is_the_same_with_rows_mapped_by_hand(data, model):
     """The engine maps rows over `data` itself and leaves `model` to the compiler."""
     params, tokens, lengths = inputs(CONFIG)
-    mesh = make_mesh(2, 4)
+    mesh = make_mesh(data, model)
     placed = jax.device_put(params, param_shardings(CONFIG, mesh))
-    rows, none = PartitionSpec("data"), PartitionSpec()
-    mapped = jax.shard_map(
-        lambda *args: two_chunks(CONFIG, *args),
-        mesh=mesh,
-        in_specs=(none, rows, rows),
-        out_specs=rows,
-        axis_names={"data"},
-        check_vma=False,
-    )
+    mapped = by_rows(functools.partial(two_chunks, CONFIG), mesh, WHOLE, ROWS, ROWS)
     want = two_chunks(CONFIG, params, tokens, lengths)
     for a, b in zip(want, jax.jit(mapped)(placed, tokens, lengths)):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
@@ -135,6 +132,22 @@ def test_uneven_vocabulary_is_replicated_and_said():
 def test_impossible_mesh(data, model, match):
     with pytest.raises(ConfigError, match=match):
         make_mesh(data, model)
+
+
+def test_all_devices_are_as_many_as_there_are_cores(monkeypatch):
+    monkeypatch.setattr(sharding, "cores", lambda: 3)
+    small = sharding.COPIES // 3
+    assert dict(all_devices(small).shape) == {"data": 3, "model": 1}
+    assert all_devices(small + 1) is None  # three copies would take too much
+    monkeypatch.setattr(sharding, "cores", lambda: 1)
+    assert all_devices(small) is None
+
+
+def test_cores_share_what_one_shard_would_have():
+    size = EngineConfig(slots=20, rows=8, tail_rows=2)
+    assert size.shard(make_mesh(8, 1)) == EngineConfig(slots=3, rows=1, tail_rows=2)
+    assert size.shard(make_mesh(2, 4)) == EngineConfig(slots=10, rows=4, tail_rows=2)
+    assert size.shard(None) == size
 
 
 def test_smaller_mesh_than_the_machine():

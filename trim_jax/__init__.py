@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Problem": "trim_jax.tasks.data",
     "load_problems": "trim_jax.tasks.data",
+    "use_cores": "trim_jax.xla",
     "load_trio": "trim_jax.api",
     "route": "trim_jax.api",
     "Threshold": "trim_jax.policies.simple",

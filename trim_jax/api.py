@@ -1,6 +1,7 @@
 """The Python face of trim_jax: load three models, route problems through them.
 
     import trim_jax
+    trim_jax.use_cores()                             # of a CPU, all of them
     trio = trim_jax.load_trio()                      # the shipped arith trio
     problems = trim_jax.load_problems("arith", "test", limit=20)
     traces = trim_jax.route(problems, trim_jax.Threshold((0.5,)), trio)
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from trim_jax.engine.engine import Cells, Engine, EngineConfig, Request, Solution, too_long
@@ -31,7 +33,7 @@ from trim_jax.models.qwen2 import ModelConfig
 from trim_jax.policies.base import Policy
 from trim_jax.policies.registry import make_policy
 from trim_jax.provenance import arithmetic, hash_checkpoint
-from trim_jax.sharding import by_path, param_shardings
+from trim_jax.sharding import all_devices, by_path, param_shardings
 from trim_jax.tasks import arith, prompts
 from trim_jax.tasks.data import Problem
 from trim_jax.tasks.grading import extract_boxed, grade_many
@@ -74,7 +76,8 @@ def load_trio(
 
     Args:
       small, large: Qwen2 language models with one tokenizer. prm: a Qwen2.5-Math-PRM.
-      dtype: "float32" or "bfloat16". mesh: from `trim_jax.sharding.make_mesh`.
+      dtype: "float32" or "bfloat16".
+      mesh: from `trim_jax.sharding.make_mesh`; None for all devices, see `sharding.all_devices`.
       without_prm: the small model takes the place of the PRM; for policies that never ask it.
 
     Raises:
@@ -102,6 +105,8 @@ def load_trio(
     # Qwen2.5 pads its vocabulary differently by size; the tables cover the largest.
     vocab = max(config.vocab for config in configs)
     tables = token_tables(tokenizers[0], vocab, tokenizers[2])
+    if mesh is None:
+        mesh = all_devices(sum(c.matmul_params() * jnp.dtype(c.dtype).itemsize for c in configs))
     params = []
     for config, folder in zip(configs, folders.values()):
         place = by_path(param_shardings(config, mesh)) if mesh is not None else None

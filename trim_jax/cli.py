@@ -159,8 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"engine.hosts is {hosts}: {args.command} runs on one host; only "
                                   f"{', '.join(ON_HOSTS)} run on several")
             from trim_jax.commands import setup
+            from trim_jax.xla import use_cores
 
             setup.enable_compilation_cache()
+            use_cores()
             if args.command in ON_HOSTS:
                 setup.on_hosts(config, lambda: function(config, args))
             else:

@@ -11,9 +11,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from trim_jax.errors import ConfigError
+from trim_jax.xla import cores
 from trim_jax.models.qwen2 import LOGICAL_AXES, ModelConfig, init_params
 
 DATA, MODEL = "data", "model"
+COPIES = 2**30  # bytes that copies of the weights may take, one for each core of a CPU
 
 # Logical axis of a parameter -> mesh axis; those not named here are replicated. With heads and
 # ffn split, each layer needs one all-reduce after attention and one after the feed-forward.
@@ -44,6 +46,23 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
         )
     kinds = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((data, model), (DATA, MODEL), axis_types=kinds, devices=devices)
+
+
+def all_devices(weights: int) -> Mesh | None:
+    """Rows over all devices of this process; on a CPU, over no more than it has cores.
+
+    Args:
+      weights: bytes of the models. Each core needs a copy; one device works for large ones, whose
+        calls are long enough to be shared.
+
+    Returns:
+      None where that is the default device alone.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        devices = devices[: cores()]
+        devices = devices if weights * len(devices) <= COPIES else devices[:1]
+    return make_mesh(len(devices), 1, devices) if len(devices) > 1 else None
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
@@ -87,6 +106,24 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
             stacklevel=2,
         )
     return shardings
+
+
+ROWS, WHOLE = PartitionSpec(DATA), PartitionSpec()
+
+
+def by_rows(function: Callable, mesh: Mesh | None, *arguments: PartitionSpec) -> Callable:
+    """`function` on every shard of the data axis for itself; `arguments` are each `ROWS` or `WHOLE`.
+
+    All that it returns is split by rows. None of the shards waits for another. Without a mesh,
+    `function` itself.
+    """
+    if mesh is None:
+        return function
+    # Where models are not split, nothing is left to the partitioner, which takes its time.
+    manual = {DATA} if mesh.shape[MODEL] > 1 else {DATA, MODEL}
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=arguments, out_specs=ROWS, axis_names=manual, check_vma=False
+    )
 
 
 def by_path(shardings: Any) -> Callable[[str], NamedSharding]:

@@ -4,15 +4,14 @@
 
 `used[k]` are the tokens that the engine read or wrote for a row (padding, idle rows and rows past
 the end of their step do not count; a discarded draft does). `rate[k]` is what one of the engine's
-own calls reaches when every slot of it does useful work: a full batch that stands in its cache
-where it is needed, with room for a past of typical length and no more. The best of the repeats
-counts, and they are interleaved with the runs that they are compared with.
+own calls reaches, on all devices at once, when every slot of it does useful work: a full batch that
+stands in its cache where it is needed, with room for a past of typical length and no more. The best
+of the repeats counts, and they are interleaved with the runs that they are compared with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from trim_jax.engine.rows import LARGE, PRM, SMALL, Rows, empty_rows
 from trim_jax.engine.tokens import OVER, TokenTables
 from trim_jax.engine.work import Tile
 from trim_jax.models.qwen2 import Qwen2, empty_kv
+from trim_jax.sharding import DATA, ROWS, WHOLE, by_rows
 
 CALLS_A_ROUND = 3
 # A past is rounded up to this many tokens.
@@ -65,13 +65,14 @@ class Rates:
     def __init__(self, config: ConfigDict, trio: Trio, rows: int, text: int, stream: int):
         """
         Args:
-          rows: the full batch. text, stream: typical past of the language models and of the PRM.
+          rows: the full batch, as in `EngineConfig`.
+          text, stream: typical past of the language models and of the PRM.
         """
-        size = setup.engine_config(config)
+        size = dataclasses.replace(setup.engine_config(config), rows=rows).shard(trio.mesh)
         self.best = [0.0] * len(loop.WORK)
         self.past = [stream if MODEL_OF[kind] == PRM else text for kind in range(len(loop.WORK))]
         self._calls = [
-            _Call(config, trio, size, kind, rows, past) for kind, past in enumerate(self.past)
+            _Call(config, trio, size, kind, past) for kind, past in enumerate(self.past)
         ]
 
     def measure(self) -> None:
@@ -82,45 +83,46 @@ class Rates:
 
 
 class _Call:
-    """One of the engine's calls on rows that all have work for the whole of it."""
+    """One of the engine's calls, on every shard, on rows that all have work for the whole of it."""
 
-    def __init__(
-        self, config: ConfigDict, trio: Trio, size: EngineConfig, kind: int, rows: int, past: int
-    ):
-        which = MODEL_OF[kind]
-        model = trio.models[which]
+    def __init__(self, config: ConfigDict, trio: Trio, size: EngineConfig, kind: int, past: int):
+        shards = trio.mesh.shape[DATA] if trio.mesh else 1
+        rows, which = size.rows, MODEL_OF[kind]
         decoding = kind in (loop.DECODE_SMALL, loop.DECODE_LARGE)
         chunk = size.decode_chunk if decoding else size.extend_chunk
-        self.tokens = rows * chunk
+        self.tokens = shards * rows * chunk
         self.params = trio.params[which]
         tile = Tile(rows, -(-past // ROUNDING) * ROUNDING, chunk)
         context = tile.past + chunk + 1  # decoding must not meet the end of the context
-        self.rows = _rows_at(rows, past, 0 if decoding else chunk, context, config, trio)
-        everyone = work.first(jnp.ones([rows], bool), self.rows.item, rows, smaller=0)
-        run = lambda call, state: call(tile, state)  # noqa: E731
-        act = {
-            loop.SCORE: lambda p, kv, r: work.score(
-                Qwen2(model), p, kv, r, everyone, run, trio.tables.separator, chunk
-            ),
-            loop.DECODE_SMALL: lambda p, kv, r: work.decode(
-                Qwen2(model), p, kv, r, everyone, run, which, chunk, _endless(trio.tables),
-                setup.sampling(config), max_step_tokens=context,
-            ),
-            loop.CATCH_UP_SMALL: lambda p, kv, r: work.catch_up(
-                Qwen2(model), p, kv, r, everyone, run, which, chunk
-            ),
-        }  # fmt: skip
-        act[loop.DECODE_LARGE] = act[loop.DECODE_SMALL]
-        act[loop.CATCH_UP_LARGE] = act[loop.CATCH_UP_SMALL]
-        self.run = jax.jit(act[kind], donate_argnums=1)
-        self.kv = jax.jit(functools.partial(empty_kv, model, rows, context))()
-        _, self.kv, slots = jax.block_until_ready(self.run(self.params, self.kv, self.rows))
-        if slots.tolist() != [self.tokens, self.tokens]:
+        every = jnp.arange(rows)
+
+        def act(params, kv, at):
+            taken = work.first(every >= 0, every, rows, smaller=0)
+            args = Qwen2(trio.models[which]), params, kv, at, taken, lambda call, kv: call(tile, kv)
+            if kind == loop.SCORE:
+                _, kv, slots = work.score(*args, trio.tables.separator, chunk)
+            elif decoding:
+                _, kv, slots = work.decode(
+                    *args, which, chunk, _endless(trio.tables), setup.sampling(config),
+                    max_step_tokens=context,
+                )  # fmt: skip
+            else:
+                _, kv, slots = work.catch_up(*args, which, chunk)
+            return kv, slots[None]
+
+        begin = lambda: (  # noqa: E731
+            empty_kv(trio.models[which], rows, context),
+            _rows_at(rows, past, 0 if decoding else chunk, context, config, trio),
+        )
+        self.kv, self.rows = jax.jit(by_rows(begin, trio.mesh))()
+        self.run = jax.jit(by_rows(act, trio.mesh, WHOLE, ROWS, ROWS), donate_argnums=1)
+        self.kv, slots = jax.block_until_ready(self.run(self.params, self.kv, self.rows))
+        if slots.sum(axis=0).tolist() != [self.tokens, self.tokens]:
             raise AssertionError(f"a call of {loop.WORK[kind]} used {slots} of {self.tokens} slots")
 
     def seconds(self) -> float:
         begun = time.perf_counter()
-        _, self.kv, _ = jax.block_until_ready(self.run(self.params, self.kv, self.rows))
+        self.kv, _ = jax.block_until_ready(self.run(self.params, self.kv, self.rows))
         return time.perf_counter() - begun
 
 

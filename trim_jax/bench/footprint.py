@@ -55,9 +55,11 @@ def growth_child() -> None:
     from trim_jax.bench import throughput
     from trim_jax.commands import setup
     from trim_jax.tasks.data import load_problems
+    from trim_jax.xla import use_cores
 
     config = ConfigDict(json.load(sys.stdin))
     setup.enable_compilation_cache()
+    use_cores()
     slots = config.engine.slots
     problems = load_problems(config.data.source, config.data.split, 2 * slots)
     trio = setup.load_models(config)

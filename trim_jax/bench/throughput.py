@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from trim_jax import api
 from trim_jax.bench import floor, torch_baseline
-from trim_jax.bench.torch_baseline import Outcome, TorchRouter
+from trim_jax.bench.torch_baseline import Outcome, TorchProcesses, TorchRouter
 from trim_jax.commands import setup
 from trim_jax.engine.engine import Engine, Request, Solution
 from trim_jax.engine.rows import LARGE
@@ -42,6 +43,9 @@ class Run:
     seconds: float
     outcomes: list[Outcome]
     executed: np.ndarray | None = None
+
+
+Program = Callable[[list[Request]], Run]
 
 
 def requests(
@@ -97,24 +101,44 @@ def measure(
 
     Returns:
       {"programs": {name: figures}, "ratio": {name: over transformers with `batch` solutions at
-      once}, "compilations": number while timing, "floor": see `floor.account`}, JSON-able.
+      once}, "lead": {name: over transformers as it was fastest}, "compilations": number while
+      timing, "floor": see `floor.account`}, JSON-able.
     """
     engines = {
         _name(slots): make_engine(config, trio, batch, slots) for slots in (IN_FLIGHT * batch, batch)
     }
-    programs: dict[str, Callable[[list[Request]], Run]] = {
+    programs: dict[str, Program] = {
         name: lambda asked, engine=engine: run_engine(engine, asked)
         for name, engine in engines.items()
     }
-    if torch_baseline.has_torch():
-        router = TorchRouter(
-            trio, config.bench.threshold, setup.sampling(config), setup.engine_config(config)
-        )
-        programs[TORCH] = lambda asked: _run_torch(router, asked, batch)
-        # The same number of solutions at once as we have in flight, should that suit it better.
-        at_once = IN_FLIGHT * batch
-        programs[f"{TORCH}, {at_once} at once"] = lambda asked: _run_torch(router, asked, at_once)
+    with contextlib.ExitStack() as stack:
+        if torch_baseline.has_torch():
+            programs |= _torch_programs(config, trio, batch, stack)
+        return _in_turns(config, trio, problems, batch, programs)
 
+
+def _torch_programs(
+    config: ConfigDict, trio: api.Trio, batch: int, stack: contextlib.ExitStack
+) -> dict[str, Program]:
+    """Transformers with `batch` solutions at once, and as it may be faster: with as many as we have
+    in flight, and with a process for each core.
+    """
+    how = config.bench.threshold, setup.sampling(config), setup.engine_config(config)
+    apart = stack.enter_context(contextlib.closing(TorchProcesses(trio, *how)))
+    routers = {TORCH: TorchRouter(trio, *how), f"{TORCH}, {apart.cores} processes": apart}
+    programs = {}
+    for name, router in routers.items():
+        for at_once in (batch, IN_FLIGHT * batch):
+            title = name if at_once == batch else f"{name}, {at_once} at once"
+            programs[title] = functools.partial(_run_torch, router, at_once)
+    return programs
+
+
+def _in_turns(
+    config: ConfigDict, trio: api.Trio, problems: Sequence[Problem], batch: int,
+    programs: dict[str, Program],
+) -> dict[str, Any]:  # fmt: skip
+    """See `measure`."""
     runs: dict[str, list[Run]] = {name: [] for name in programs}
     total = (config.bench.repeats + 1) * len(programs)
     with tqdm(total=total, desc=f"{batch} rows a call", unit=" runs") as bar:
@@ -134,12 +158,18 @@ def measure(
                 rates.measure()
     figures = {name: _figures(done, problems, trio) for name, done in runs.items()}
     speed = {name: entry["problems_per_second"] for name, entry in figures.items()}
+    theirs = [name for name in speed if name.startswith(TORCH)]
     ours = min(runs[_name(IN_FLIGHT * batch)], key=lambda run: run.seconds)
     return {
         "batch": batch,
         "problems": len(problems),
         "programs": figures,
-        "ratio": {name: speed[name] / speed[TORCH] for name in speed if TORCH in speed},
+        "ratio": {name: speed[name] / speed[TORCH] for name in speed if theirs},
+        "lead": {
+            name: speed[name] / max(speed[one] for one in theirs)
+            for name in speed
+            if theirs and name not in theirs
+        },
         "compilations": len(compiled),
         "floor": floor.account(ours.executed, ours.seconds, rates.best, rates.past),
     }
@@ -157,7 +187,7 @@ def run_engine(engine: Engine, asked: list[Request]) -> Run:
     return Run(seconds, [outcome(s) for s in solutions], engine.executed - before)
 
 
-def _run_torch(router: TorchRouter, asked: list[Request], batch: int) -> Run:
+def _run_torch(router: TorchRouter | TorchProcesses, batch: int, asked: list[Request]) -> Run:
     begun = time.perf_counter()
     outcomes = router.solve(asked, batch, seed=asked[0].seed)
     return Run(time.perf_counter() - begun, outcomes)
@@ -191,7 +221,7 @@ def _figures(runs: Sequence[Run], problems: Sequence[Problem], trio: api.Trio) -
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The figures of every batch size, as text."""
     lines = [
-        f"{'routed throughput':<28}{'batch':>6}{'problems/s':>12}{'ratio':>8}{'accuracy':>16}"
+        f"{'routed throughput':<42}{'batch':>6}{'problems/s':>12}{'ratio':>8}{'accuracy':>16}"
         f"{'regenerated':>13}{'strong tokens':>15}"
     ]
     for result in results:
@@ -199,11 +229,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             ratio = result["ratio"].get(name)
             accuracy = f"{entry['accuracy']:.3f} +- {entry['accuracy_standard_error']:.3f}"
             lines.append(
-                f"{name:<28}{result['batch']:>6}{entry['problems_per_second']:>12.2f}"
+                f"{name:<42}{result['batch']:>6}{entry['problems_per_second']:>12.2f}"
                 f"{'' if ratio is None else f'{ratio:.2f}x':>8}{accuracy:>16}"
                 f"{entry['regenerated_share_of_steps']:>13.1%}"
                 f"{entry['strong_tokens_per_problem']:>15.1f}"
             )
+        for name, lead in result["lead"].items():
+            lines.append(f"{name}: {lead:.2f}x {TORCH} as it was fastest")
     if not torch_baseline.has_torch():
         lines.append(f"{TORCH}: skipped. {torch_baseline.HOW_TO_GET_TORCH}")
     lines.append(

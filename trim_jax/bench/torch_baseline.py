@@ -14,9 +14,11 @@ package.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib.util
-import os
+import itertools
+import multiprocessing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from trim_jax.engine.engine import EngineConfig, Request
 from trim_jax.engine.rows import MODELS
 from trim_jax.engine.sampling import Sampling
 from trim_jax.engine.tokens import BOXED, OVER, START_STATE
+from trim_jax.xla import cores
 
 if TYPE_CHECKING:
     import torch
@@ -74,17 +77,21 @@ class _Row:
 class TorchRouter:
     """TRIM-Thr on transformers, with the models of a trio."""
 
-    def __init__(self, trio: Trio, threshold: float, sampling: Sampling, limits: EngineConfig):
+    def __init__(
+        self, trio: Trio, threshold: float, sampling: Sampling, limits: EngineConfig,
+        threads: int | None = None,
+    ):  # fmt: skip
         """
         Args:
           trio: its folders are loaded once more, in PyTorch, in the type it was loaded in.
           threshold: k; the large model writes a step whose draft scores below it.
           sampling: as for our engine. limits: its max_context, max_steps and max_step_tokens hold.
+          threads: of a product; None for as many as there are cores.
         """
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Model
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or cores())
         self.limits, self.tables = limits, trio.tables
         self.threshold = float(np.float32(threshold))  # as precise as the scores
         dtype = getattr(torch, trio.models[0].dtype)
@@ -225,6 +232,42 @@ class TorchRouter:
         ids = torch.tensor([[self.pad] * (longest - len(text)) + text for text in texts])
         lengths = torch.tensor([[len(text)] for text in texts])
         return ids, (torch.arange(longest) >= longest - lengths).long()
+
+
+class TorchProcesses:
+    """A `TorchRouter` of one thread for each core, in a process of its own, on its part of a batch.
+
+    What the loop does in Python keeps but one core of a process busy.
+    """
+
+    def __init__(self, trio: Trio, threshold: float, sampling: Sampling, limits: EngineConfig):
+        """As for `TorchRouter`."""
+        self.cores = cores()
+        named = dataclasses.replace(trio, params=(), mesh=None)
+        self.pool = concurrent.futures.ProcessPoolExecutor(
+            self.cores, multiprocessing.get_context("spawn"), _begin,
+            (named, threshold, sampling, limits, 1),
+        )  # fmt: skip
+
+    def solve(self, requests: Sequence[Request], batch: int, seed: int) -> list[Outcome]:
+        """Solve the requests, `batch` at a time over all processes."""
+        each = -(-batch // self.cores)
+        parts = [requests[i :: self.cores] for i in range(self.cores)]
+        solved = [self.pool.submit(_solve, part, each, seed) for part in parts if part]
+        return list(itertools.chain.from_iterable(future.result() for future in solved))
+
+    def close(self) -> None:
+        """End the processes."""
+        self.pool.shutdown()
+
+
+def _begin(*arguments: Any) -> None:
+    global _router
+    _router = TorchRouter(*arguments)
+
+
+def _solve(requests: Sequence[Request], batch: int, seed: int) -> list[Outcome]:
+    return _router.solve(requests, batch, seed)
 
 
 class _Kept:

@@ -73,7 +73,7 @@ def _join(engine: ConfigDict) -> None:
             f"JAX_PROCESS_ID, from 0 to {engine.hosts - 1}"
         ) from None
     _check_processes(engine)
-    devices = engine.mesh_data * engine.mesh_model
+    devices = _mesh_data(engine) * engine.mesh_model
     if devices != jax.device_count():
         raise ConfigError(
             f"engine.hosts={engine.hosts}: engine.mesh_data times engine.mesh_model must be the "
@@ -89,6 +89,10 @@ def _check_processes(engine: ConfigDict) -> None:
         )
 
 
+def _mesh_data(engine: ConfigDict) -> int:
+    return engine.mesh_data or max(jax.device_count() // engine.mesh_model, 1)
+
+
 def load_models(config: ConfigDict) -> Trio:
     """The trio of `config.trio`, placed on the mesh of `config.engine`.
 
@@ -98,9 +102,9 @@ def load_models(config: ConfigDict) -> Trio:
     """
     engine = config.engine
     _check_processes(engine)
-    mesh = None
-    if engine.mesh_data * engine.mesh_model > 1:
-        mesh = make_mesh(engine.mesh_data, engine.mesh_model)
+    mesh = None  # all devices
+    if engine.mesh_data or engine.mesh_model > 1 or engine.hosts > 1:
+        mesh = make_mesh(_mesh_data(engine), engine.mesh_model)
     trio = config.trio
     return load_trio(trio.small, trio.large, trio.prm, engine.dtype, mesh)
 

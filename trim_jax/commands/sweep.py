@@ -176,8 +176,8 @@ class Runs:
         seconds = (time.perf_counter() - begun) / len(sample) * tasks
         print(f"rows      {tasks} to start with, forking to about "
               f"{round(len(solved) / len(sample) * tasks)}; they stand for {tasks * settings} runs")
-        print(f"memory    {size(self.trio.params) / 1e6:.0f} MB of weights, "
-              f"{size(carry) * self.engine.shards / 1e6:.0f} MB of caches and rows")
+        weights, caches = (self.engine.shards * size(x) for x in (self.trio.params, carry))
+        print(f"memory    {weights / 1e6:.0f} MB of weights, {caches / 1e6:.0f} MB of caches and rows")
         print(f"time      about {seconds / 60:.1f} minutes (from {len(sample)} problems; a long run "
               "keeps its batches fuller)")
 

@@ -104,8 +104,9 @@ def _labelled_examples(
     found: dict[bytes, Example] = {}
     for sampling in (routing, Sampling(sample.hot, top_p=1.0, top_k=0)):
         engine = Engine(
-            trio.models, trio.params, trio.tables, policies, setup.engine_config(config), sampling
-        )
+            trio.models, trio.params, trio.tables, policies, setup.engine_config(config), sampling,
+            trio.mesh,
+        )  # fmt: skip
         asked = requests(
             trio, policies, problems, (config.train.seed,), data.instruction, data.prm_system
         )

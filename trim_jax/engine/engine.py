@@ -32,7 +32,8 @@ from trim_jax.sharding import DATA
 class EngineConfig:
     """Size of the routed loop; `LoopConfig` explains the fields.
 
-    `slots`, `rows` and `tail_rows` are per shard of the data axis.
+    `slots` and `rows` are for each shard of the data axis; shards that are cores of a CPU share
+    them.
     """
 
     slots: int = 384
@@ -52,6 +53,14 @@ class EngineConfig:
             raise ConfigError(
                 f"engine.rows ({self.rows}) must not exceed engine.slots ({self.slots})"
             )
+
+
+    def shard(self, mesh: Mesh | None) -> EngineConfig:
+        """The part of one shard of the data axis."""
+        if mesh is None or mesh.devices.flat[0].platform != "cpu":
+            return self
+        slots, rows = (math.ceil(size / mesh.shape[DATA]) for size in (self.slots, self.rows))
+        return dataclasses.replace(self, slots=slots, rows=rows)
 
 
 PRM_EXTRA = 64  # tokens that the PRM's prompt may be longer than the language models'
@@ -172,7 +181,7 @@ class Engine:
         Raises:
           ConfigError: a policy was made for shorter solutions.
         """
-        c = config
+        c = config.shard(mesh)
         for policy in policies:
             if policy.longest is not None and policy.longest < c.max_steps:
                 raise ConfigError(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from trim_jax.engine import loop
 from trim_jax.engine.loop import Carry, LoopConfig
 from trim_jax.engine.rows import Rows
-from trim_jax.sharding import DATA
+from trim_jax.sharding import ROWS, WHOLE, by_rows
 from trim_jax.xla import loop_options, shared
 
 TICKS = 48  # of the loop between two looks by the host, at most
@@ -42,11 +42,7 @@ def programs(config: LoopConfig, mesh: Mesh | None) -> tuple[Callable, Callable]
     """
     init = functools.partial(loop.initial_carry, config)
     run = functools.partial(loop.run, config, max_ticks=TICKS)
-    if mesh is not None:
-        rows, none = PartitionSpec(DATA), PartitionSpec()
-        wrap = functools.partial(jax.shard_map, mesh=mesh, axis_names={DATA}, check_vma=False)
-        init = wrap(init, in_specs=(), out_specs=rows)
-        run = wrap(run, in_specs=(none, none, rows), out_specs=rows)
+    init, run = by_rows(init, mesh), by_rows(run, mesh, WHOLE, WHOLE, ROWS)
     return jax.jit(init), jax.jit(run, donate_argnums=2, compiler_options=loop_options())
 
 
@@ -68,7 +64,7 @@ class Machine:
         self.init, self.run = programs(config.skeleton, mesh)
         self._whole = lambda tree: tree
         if self._spans_processes:
-            everywhere = NamedSharding(mesh, PartitionSpec())
+            everywhere = NamedSharding(mesh, WHOLE)
             self._whole = jax.jit(lambda tree: tree, out_shardings=everywhere)
 
     def begin(self, fresh: bool) -> None:
@@ -86,7 +82,7 @@ class Machine:
           more: whether the host has more items than these.
         """
         queue = jax.tree.map(lambda x: x[index], rows)
-        placed = self._place((queue, tail, np.full(len(tail), more)), PartitionSpec(DATA))
+        placed = self._place((queue, tail, np.full(len(tail), more)), ROWS)
         carry = self.run(self.params, self.traced, loop.host_carry(self._carry, *placed))
         self._carry = carry
         return self._whole(Seen(carry.rows.phase, carry.head, carry.n_out, carry.work, carry.ticks))
@@ -106,7 +102,7 @@ class Machine:
 
     def _replicated(self, tree: Any) -> Any:
         tree = jax.tree.map(jnp.asarray, tree)
-        return self._place(tree, PartitionSpec()) if self._spans_processes else tree
+        return self._place(tree, WHOLE) if self._spans_processes else tree
 
     def _place(self, tree: Any, spec: PartitionSpec) -> Any:
         if self.mesh is None:
