@@ -11,8 +11,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from trim_jax.errors import ConfigError
-from trim_jax.xla import cores
 from trim_jax.models.qwen2 import LOGICAL_AXES, ModelConfig, init_params
+from trim_jax.xla import cores
 
 DATA, MODEL = "data", "model"
 COPIES = 2**30  # bytes that copies of the weights may take, one for each core of a CPU

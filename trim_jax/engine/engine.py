@@ -54,7 +54,6 @@ class EngineConfig:
                 f"engine.rows ({self.rows}) must not exceed engine.slots ({self.slots})"
             )
 
-
     def shard(self, mesh: Mesh | None) -> EngineConfig:
         """The part of one shard of the data axis."""
         if mesh is None or mesh.devices.flat[0].platform != "cpu":
