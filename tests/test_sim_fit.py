@@ -114,14 +114,13 @@ def test_comparison_and_figure(fitted, result):
     assert [ax.get_title("left") for ax in compare.figure([found]).axes] == ["TRIM-Thr"]
 
 
-def test_networks_of_their_own_are_simulated_one_by_one_to_the_same_end(truth, monkeypatch):
+def test_networks_of_their_own_are_simulated_one_by_one_to_the_same_end(truth):
     policy = Agg((10.0, 100.0, 1000.0))
     keys = jax.random.split(jax.random.key(1), 3)
     weights = jax.tree.map(lambda x: 5.0 * x, jax.vmap(policy.init_weights)(keys))
     policy = dataclasses.replace(policy, weights=weights)
-    monkeypatch.setattr(compare, "ROWS", 400)
     want = env.rollout(truth, policy, jax.random.key(0), 400)
-    got = compare._simulate(truth, policy, jax.random.key(0))
+    got = compare._simulate(truth, policy, jax.random.key(0), 400)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert len(np.unique(got.strong_tokens)) == 3
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from trim_jax.eval import figures, style
 from trim_jax.eval.bootstrap import interval, resample
@@ -19,15 +20,18 @@ from trim_jax.eval.names import label_of
 from trim_jax.eval.traces import Result, Table, tables
 from trim_jax.policies.base import Policy
 from trim_jax.policies.learned import Priced
+from trim_jax.policies.sequence import Seq
 from trim_jax.policies.simple import Always, Oracle, Random, Threshold
 from trim_jax.sim.env import Rollout, rollout
 from trim_jax.sim.process import Process
 
-ROWS = 50_000  # simulated problems; the standard error of an accuracy is 0.2 points
+# Simulated problems: at most so many, where the standard error of an accuracy is 0.2 points, or so
+# many times the recorded solutions, whose intervals are then far wider.
+ROWS, TIMES = 50_000, 20
 RESAMPLES = 1000
 # Policies with a larger state than this many bytes a row are simulated one setting at a time, on as
 # many rows as fit the memory.
-LARGE_STATE, MEMORY = 1024, 10**9
+LARGE_STATE, MEMORY = 1024, 4 * 10**8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +91,16 @@ def compare(
       ResultError: a run has no strong-only anchor, or cells without a trace.
     """
     policies = known_policies(result) if policies is None else policies
-    key = jax.random.key(seed)
-    strong = float(rollout(process, Always(), key, ROWS).strong_tokens[0])
+    key, process = jax.random.key(seed), process.trimmed()
+    rows = min(ROWS, TIMES * len(result.problems) * len(result.seeds))
+    strong = float(rollout(process, Always(), key, rows).strong_tokens[0])
     found, known = tables(result), tables(fitted) if fitted is not None else {}
     drawn = resample(len(result.problems), len(result.seeds), RESAMPLES)
     anchor = _anchor(found)
     out = []
-    for name, policy in policies.items():
+    for name, policy in tqdm(policies.items(), desc="simulated", unit=" policies"):
         table = found[name]
-        simulated = _simulate(process, policy, key)
+        simulated = _simulate(process, policy, key, rows)
         share = lambda tokens, full: tokens / full[..., :1]  # noqa: E731
         means = lambda x: x.mean((1, 2))  # noqa: E731
         solved = spent = None
@@ -124,13 +129,15 @@ def _anchor(found: dict[str, Table]) -> np.ndarray:
     return found[name].strong_tokens[setting : setting + 1]
 
 
-def _simulate(process: Process, policy: Policy, key: jax.Array) -> Rollout:
+def _simulate(process: Process, policy: Policy, key: jax.Array, rows: int) -> Rollout:
+    if isinstance(policy, Seq):  # keys and values of no more steps than there are
+        policy = dataclasses.replace(policy, max_steps=process.max_steps)
     state = sum(x.nbytes for x in jax.tree.leaves(policy.init(1)))
     # A network for each setting: all of them would be run for every row.
     apart = isinstance(policy, Priced) and policy.networks > 1
     if state <= LARGE_STATE and not apart:
-        return rollout(process, policy, key, ROWS)
-    rows = ROWS if state <= LARGE_STATE else min(ROWS, MEMORY // state)
+        return rollout(process, policy, key, rows)
+    rows = rows if state <= LARGE_STATE else min(rows, MEMORY // state)
     each = []
     for i, dial in enumerate(policy.settings):
         one = _of_network(policy, i) if apart else policy

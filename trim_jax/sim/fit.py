@@ -24,15 +24,12 @@ import scipy.optimize
 
 from trim_jax.errors import ResultError
 from trim_jax.eval.traces import Result
-from trim_jax.sim import tables
+from trim_jax.sim import effects, tables
 from trim_jax.sim.events import Solutions, Events, read_events
-from trim_jax.sim.process import FIRST, LAST, MAX_PLANS, Process
+from trim_jax.sim.process import FIRST, LARGE, LAST, MAX_PLANS, SMALL, Process
 
 MAX_KINDS = 10  # between the first step and the last
 NODES = 11  # of the quadrature, for each effect
-_LOGIT_SD = 2.0  # prior of a kind's logit around the mean of all kinds
-# Priors of the problem effects (half-normal), of `draft_wrong` and `draft_doubted` (normal).
-_EFFECT_SD = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,24 +131,11 @@ def _kinds(t: np.ndarray, n: np.ndarray, tokens: np.ndarray, edges: np.ndarray) 
 # ------------------------------------------------------------------------- right or wrong
 
 
-def _per_problem(events: Events, kind: np.ndarray, problems: np.ndarray) -> dict[str, np.ndarray]:
-    """Events with a right prefix, one a (problem, seed, step), as [problems, most] arrays."""
+def _counted(events: Events) -> np.ndarray:
+    """Which events count: those with a right prefix, one a (problem, seed, step)."""
     keep = np.flatnonzero(events.prefix_right)
     keys = np.stack([events.problem[keep], events.seed[keep], events.t[keep]], axis=1)
-    keep = keep[np.unique(keys, axis=0, return_index=True)[1]]
-    row = np.searchsorted(problems, events.problem[keep])
-    place = np.arange(len(keep)) - np.searchsorted(row, row)  # rows ascend
-    shape = (len(problems), int(place.max()) + 1)
-    columns = {
-        "kind": kind, "t": events.t, "n": events.n, "right": events.right,
-        "draft_score": events.draft_score,
-        "draft_right": events.draft_right, "used": np.ones(len(events), bool),
-    }  # fmt: skip
-    out = {}
-    for name, column in columns.items():
-        out[name] = np.zeros(shape, column.dtype)
-        out[name][row, place] = column[keep]
-    return out
+    return keep[np.unique(keys, axis=0, return_index=True)[1]]
 
 
 def _usual_score(drafts: Events, right: bool) -> float:
@@ -164,62 +148,49 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
     problems = np.unique(np.concatenate([drafts.problem, rewrites.problem]))
     # A draft that nobody scored counts as one of the average score, of right or of wrong ones.
     usual = [_usual_score(drafts, right) for right in (False, True)]
-    small = _per_problem(drafts, draft_kind, problems)
-    large = _per_problem(rewrites, strong_kind, problems)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    weights = weights / weights.sum()
-    z = jnp.asarray(np.stack(np.meshgrid(nodes, nodes, indexing="ij")).reshape(2, -1), jnp.float32)
-    log_weight = jnp.asarray(np.log(np.outer(weights, weights)).reshape(-1), jnp.float32)
+    z, log_mass = effects.quadrature(NODES)
+    shapes = {"logit": (2, kinds), "sd": (2,), "rho": (), "slope": (2,), "trend": (2,),
+              "draft_wrong": (2,), "draft_doubted": ()}  # fmt: skip
 
-    def split(x):
-        shapes = {"logit": (2, kinds), "sd": (2,), "rho": (), "slope": (2,), "trend": (2,),
-                  "draft_wrong": (2,), "draft_doubted": ()}  # fmt: skip
-        out, at = {}, 0
-        for name, shape in shapes.items():
-            size = int(np.prod(shape))
-            out[name], at = x[at : at + size].reshape(shape), at + size
-        return out | {"sd": jnp.exp(out["sd"]), "rho": jnp.tanh(out["rho"])}
+    def steps_of(events, kind, which):
+        """The events at `which` as steps, and their problems."""
+        at = np.searchsorted(problems, events.problem[which])
+        return effects.Steps.of(events[which], kind[which]), at
 
-    def base_of(p, model, events):
-        """Logit of a right step of `model`, for an average problem."""
-        base = p["logit"][model][events["kind"]]
-        base += p["slope"][model] * tables.length_scale(events["n"])
-        return base + p["trend"][model] * tables.step_scale(events["t"])
+    def alike(*args):
+        return effects.alike(*steps_of(*args), len(problems))
+
+    drafted = _counted(drafts)
+    small, small_count = alike(drafts, draft_kind, drafted)
+    rewritten = _counted(rewrites)
+    known = rewritten[rewrites.draft_right[rewritten] >= 0]
+    bare, bare_count = alike(rewrites, strong_kind, np.setdiff1d(rewritten, known))
+    after, after_problem = steps_of(rewrites, strong_kind, known)
+    score, after_right = rewrites.draft_score[known], rewrites.draft_right[known] == 1
+    score = np.where(np.isnan(score), np.where(after_right, usual[1], usual[0]), score)
+
+    def wrong(p, score):
+        return p["draft_wrong"][0] + p["draft_wrong"][1] * score
+
+    def doubted(p, score):
+        return p["draft_doubted"] * (1 - score)
 
     def log_likelihood(p):
         """Marginal over the problem effects; the sum over problems."""
-        z_large = p["rho"] * z[0] + jnp.sqrt(1 - p["rho"] ** 2) * z[1]
-        total = log_weight
-        for model, (events, effect) in enumerate(((small, z[0]), (large, z_large))):
-            logit = base_of(p, model, events)[..., None] + p["sd"][model] * effect
-            sign = jnp.where(events["right"], 1.0, -1.0)[..., None]
-            found = jax.nn.log_sigmoid(sign * logit)
-            if model == 1:
-                score = events["draft_score"]
-                if_wrong, if_right = (jnp.where(jnp.isnan(score), mean, score) for mean in usual)
-                off = p["draft_wrong"][0] + p["draft_wrong"][1] * if_wrong
-                harder = jax.nn.log_sigmoid(sign * (logit - off[..., None]))
-                off = p["draft_doubted"] * (1 - if_right)
-                doubted = jax.nn.log_sigmoid(sign * (logit - off[..., None]))
-                # Without a draft, the chance that it would have been wrong is the small model's.
-                weak = base_of(p, 0, events)[..., None] + p["sd"][0] * z[0]
-                either = jnp.logaddexp(
-                    jax.nn.log_sigmoid(weak) + doubted, jax.nn.log_sigmoid(-weak) + harder
-                )
-                known = events["draft_right"][..., None]
-                found = jnp.where(known == 1, doubted, jnp.where(known == 0, harder, either))
-            total = total + (found * events["used"][..., None]).sum(axis=1)
+        found = effects.outcome(small.right, effects.logits(p, SMALL, small, z))
+        total = log_mass + effects.a_problem(small_count, found)
+        found = effects.without_draft(p, bare, z, doubted(p, usual[1]), wrong(p, usual[0]))
+        total += effects.a_problem(bare_count, found)
+        off = jnp.where(after_right, doubted(p, score), wrong(p, score))
+        found = effects.outcome(after.right, effects.logits(p, LARGE, after, z) - off[:, None])
+        total = total.at[after_problem].add(found, indices_are_sorted=True)
         return jax.nn.logsumexp(total, axis=1).sum()
 
     def log_prior(p):
-        spread = p["logit"] - p["logit"].mean(axis=1, keepdims=True)
-        return -0.5 * (
-            (spread**2).sum() / _LOGIT_SD**2
-            + ((p["sd"] ** 2).sum() + (p["draft_wrong"] ** 2).sum() + p["draft_doubted"] ** 2)
-            / _EFFECT_SD**2
-            + (p["slope"] ** 2).sum() + (p["trend"] ** 2).sum()
-        ) + jnp.log1p(-p["rho"] ** 2)  # fmt: skip
+        others = (p["draft_wrong"] ** 2).sum() + p["draft_doubted"] ** 2
+        return effects.log_prior(p) - 0.5 * others
 
+    split = lambda x: effects.unpack(x, shapes)  # noqa: E731
     loss = jax.jit(lambda x: -(log_likelihood(split(x)) + log_prior(split(x))))
     gradient = jax.jit(jax.value_and_grad(loss))
 
@@ -249,7 +220,7 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
     parameters[name] = float(found[name]), float(errors[name])
     report = Report(
         parameters=parameters, log_likelihood=float(log_likelihood(split(x))),
-        problems=len(problems), drafts=int(small["used"].sum()), rewrites=int(large["used"].sum()),
+        problems=len(problems), drafts=len(drafted), rewrites=len(rewritten),
         length_edges=(), pseudo_counts=0.0,
     )  # fmt: skip
     return found, report

@@ -31,7 +31,7 @@ import numpy as np
 import scipy.optimize
 
 from trim_jax.policies.simple import Threshold
-from trim_jax.sim import tables
+from trim_jax.sim import effects, tables
 from trim_jax.sim.env import rollout
 from trim_jax.sim.process import FIRST, LARGE, LAST, SMALL, Process, plans
 from trim_jax.sim.solutions import Pair, Solutions, resampled_errors
@@ -259,53 +259,21 @@ def _plan_lengths(solutions: Solutions, weights: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------- right or wrong
 
 
-def _split(x):
-    out, at = {}, 0
-    for name, shape in _SHAPES.items():
-        size = int(np.prod(shape))
-        out[name], at = x[at : at + size].reshape(shape), at + size
-    return out | {"sd": jnp.exp(out["sd"]), "rho": jnp.tanh(out["rho"])}
+@jax.jit
+@jax.value_and_grad
+def _loss(x, small, large, weights, draft_wrong):
+    """Negative log-likelihood of right and wrong, and priors, as in `sim.fit`.
 
-
-def _loss(x, data, weights, draft_wrong):
-    """Negative log-likelihood of right and wrong, marginal over the problem effects, and priors.
-
-    As in `sim.fit`, whose priors it shares, but no rewrite has a recorded draft: the chance that
-    the draft would have been wrong is the small model's.
+    But no rewrite has a recorded draft. `small` and `large` are what `effects.alike` returns.
     """
-    p = _split(x)
-    nodes, mass = np.polynomial.hermite_e.hermegauss(NODES)
-    z, other = np.stack(np.meshgrid(nodes, nodes, indexing="ij")).reshape(2, -1)
-    log_mass = np.log(np.outer(mass, mass).reshape(-1) / mass.sum() ** 2)
-    z_large = p["rho"] * z + jnp.sqrt(1 - p["rho"] ** 2) * other
-    effects = p["sd"][SMALL] * z, p["sd"][LARGE] * z_large
-
-    def logit(model, events):
-        base = p["logit"][model][events["kind"]]
-        base += p["slope"][model] * tables.length_scale(events["n"])
-        base += p["trend"][model] * tables.step_scale(events["t"])
-        return base[:, None] + effects[model]
-
-    total = 0.0
-    for model, events in enumerate(data):
-        sign = jnp.where(events["right"], 1.0, -1.0)[:, None]
-        own = logit(model, events)
-        found = jax.nn.log_sigmoid(sign * own)
-        if model == LARGE:
-            weak = logit(SMALL, events)
-            found = jnp.logaddexp(
-                jax.nn.log_sigmoid(weak) + found,
-                jax.nn.log_sigmoid(-weak) + jax.nn.log_sigmoid(sign * (own - draft_wrong)),
-            )
-        total += jax.ops.segment_sum(found, events["problem"], num_segments=len(weights))
+    p = effects.unpack(x, _SHAPES)
+    z, log_mass = effects.quadrature(NODES)
+    steps, count = small
+    total = effects.a_problem(count, effects.outcome(steps.right, effects.logits(p, SMALL, steps, z)))
+    steps, count = large
+    total += effects.a_problem(count, effects.without_draft(p, steps, z, 0.0, draft_wrong))
     marginal = jax.nn.logsumexp(total + log_mass, axis=1)
-    spread = p["logit"] - p["logit"].mean(axis=1, keepdims=True)
-    prior = -0.5 * ((spread**2).sum() / 4 + (p["sd"] ** 2).sum() + (p["slope"] ** 2).sum()
-                    + (p["trend"] ** 2).sum()) + jnp.log1p(-p["rho"] ** 2)  # fmt: skip
-    return -(weights * marginal).sum() - prior
-
-
-_gradient = jax.jit(jax.value_and_grad(_loss))
+    return -(weights * marginal).sum() - effects.log_prior(p)
 
 
 def _fit_effects(pair: Pair, weights: np.ndarray, draft_wrong: float) -> dict[str, np.ndarray]:
@@ -313,15 +281,15 @@ def _fit_effects(pair: Pair, weights: np.ndarray, draft_wrong: float) -> dict[st
     for solutions in (pair.small, pair.large):
         events = solutions.events(np.arange(len(pair.ids)))
         events = events[events.prefix_right]
-        kind = _kind(events.t, events.n)
-        data.append({"problem": events.problem, "t": events.t, "n": events.n, "kind": kind,
-                     "right": events.right})  # fmt: skip
+        steps = effects.Steps.of(events, _kind(events.t, events.n))
+        data.append(effects.alike(steps, events.problem, len(pair.ids)))
     weights = jnp.asarray(weights, jnp.float32)
 
     def both(x):
-        value, slope = _gradient(jnp.asarray(x, jnp.float32), data, weights, draft_wrong)
+        value, slope = _loss(jnp.asarray(x, jnp.float32), *data, weights, draft_wrong)
         return float(value), np.asarray(slope, float)
 
     start = np.concatenate([np.full(KINDS, 1.0), np.full(KINDS, 2.0), [0.0, 0.0, 0.5], np.zeros(4)])
     best = scipy.optimize.minimize(both, start, jac=True, method="L-BFGS-B")
-    return {name: np.asarray(v) for name, v in _split(jnp.asarray(best.x, jnp.float32)).items()}
+    found = effects.unpack(jnp.asarray(best.x, jnp.float32), _SHAPES)
+    return {name: np.asarray(value) for name, value in found.items()}
