@@ -17,7 +17,7 @@ from trim_jax.policies.learned import Q
 from trim_jax.policies.neighbours import LogLik
 from trim_jax.policies.simple import Threshold
 
-ENGINE = EngineConfig(max_context=448, max_steps=30, max_step_tokens=64, slots=16, rows=8)
+ENGINE = EngineConfig(max_context=383, max_steps=30, max_step_tokens=64, slots=16, rows=8)
 KEEP, AGAIN = base.ACCEPT, base.REGENERATE
 
 
