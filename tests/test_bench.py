@@ -94,7 +94,7 @@ def test_baseline_writes_our_greedy_texts_with_the_shipped_trio():
     trio = api.load_trio()
     config = load_config("bench", ["--config.bench.threshold=0.5"])
     problems = load_problems("arith", "validation", 12)
-    size = EngineConfig(slots=12, rows=12, tail_rows=12, max_context=512, max_step_tokens=96)
+    size = EngineConfig(slots=12, rows=12, tail_rows=12, max_context=383, max_step_tokens=96)
     asked = throughput.requests(config, trio, problems, seed=0)
     ours, theirs = route_both(trio, asked, 0.5, size, batch=12)
     assert ours == theirs

@@ -11,6 +11,7 @@ from sim_runs import simulated_result
 from trim_jax.errors import ResultError
 from trim_jax.eval import traces as T
 from trim_jax.policies.learned import Agg
+from trim_jax.policies.sequence import Seq
 from trim_jax.policies.simple import Threshold
 from trim_jax.sim import compare, env, fit, tables
 from trim_jax.sim.events import read_events
@@ -123,6 +124,18 @@ def test_networks_of_their_own_are_simulated_one_by_one_to_the_same_end(truth):
     got = compare._simulate(truth, policy, jax.random.key(0), 400)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert len(np.unique(got.strong_tokens)) == 3
+
+
+def test_a_sequence_policy_needs_no_room_for_steps_that_there_are_not(truth):
+    policy = Seq((10.0, 1000.0))
+    weights = jax.tree.map(lambda x: 3.0 * x[None], policy.init_weights(jax.random.key(3)))
+    policy = dataclasses.replace(policy, weights=weights)
+    process = dataclasses.replace(truth, history=True)
+    want = env.rollout(process, policy, jax.random.key(0), 2000)
+    got = compare._simulate(process.trimmed(), policy, jax.random.key(0), 2000)
+    np.testing.assert_allclose(got.accuracy, want.accuracy, atol=0.003)
+    np.testing.assert_allclose(got.strong_tokens, want.strong_tokens, rtol=0.005)
+    assert 0 < want.strong_steps.min() and (want.strong_steps < want.steps).all()
 
 
 def test_events_are_counted_once(result):

@@ -19,6 +19,7 @@ import dataclasses
 import importlib.util
 import itertools
 import multiprocessing
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,11 @@ class TorchRouter:
         """
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Model
+        from transformers.utils import logging
 
+        # The PRM's head is loaded apart, and the names of some arguments go with the version.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         torch.set_num_threads(threads or cores())
         self.limits, self.tables = limits, trio.tables
         self.threshold = float(np.float32(threshold))  # as precise as the scores
@@ -122,7 +127,8 @@ class TorchRouter:
 
         torch.manual_seed(seed)
         outcomes = []
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             for i in range(0, len(requests), batch):
                 outcomes += self._solve_batch(requests[i : i + batch])
         return outcomes

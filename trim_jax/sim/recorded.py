@@ -261,7 +261,7 @@ def _plan_lengths(solutions: Solutions, weights: np.ndarray) -> np.ndarray:
 
 @jax.jit
 @jax.value_and_grad
-def _loss(x, small, large, weights, draft_wrong):
+def _loss_and_slope(x, small, large, weights, draft_wrong):
     """Negative log-likelihood of right and wrong, and priors, as in `sim.fit`.
 
     But no rewrite has a recorded draft. `small` and `large` are what `effects.alike` returns.
@@ -286,7 +286,7 @@ def _fit_effects(pair: Pair, weights: np.ndarray, draft_wrong: float) -> dict[st
     weights = jnp.asarray(weights, jnp.float32)
 
     def both(x):
-        value, slope = _loss(jnp.asarray(x, jnp.float32), *data, weights, draft_wrong)
+        value, slope = _loss_and_slope(jnp.asarray(x, jnp.float32), *data, weights, draft_wrong)
         return float(value), np.asarray(slope, float)
 
     start = np.concatenate([np.full(KINDS, 1.0), np.full(KINDS, 2.0), [0.0, 0.0, 0.5], np.zeros(4)])
