@@ -18,8 +18,8 @@ from trim_jax.train.q import QConfig
 SMALL = ["--config.study.train=50", "--config.data.limit=4", "--config.sweep.validation=4",
          "--config.study.hard=2", "--config.study.worths=30,300", "--config.sweep.bootstrap=50",
          "--config.engine.slots=64", "--config.engine.rows=16", "--config.engine.max_context=383",
-         "--config.study.query=false",
-         "--config.sweep.thresholds=0,0.5,0.9,1", "--config.sweep.random=0.5",
+         "--config.study.query=false", "--config.sweep.thresholds=0,0.5,0.9,1",
+         "--config.sweep.random=0.5",
          "--config.study.tune_rounds=1", "--config.study.tune_problems=4",
          "--config.study.timed=2",
          # One of each kind: solved, learned, tuned on the models, judged, on likelihood, peeking.

@@ -17,6 +17,7 @@ from trim_jax.policies.learned import Q
 from trim_jax.policies.neighbours import LogLik
 from trim_jax.policies.simple import Threshold
 
+# Of a context below 384 there is but one size of the past to compile for.
 ENGINE = EngineConfig(max_context=383, max_steps=30, max_step_tokens=64, slots=16, rows=8)
 KEEP, AGAIN = base.ACCEPT, base.REGENERATE
 

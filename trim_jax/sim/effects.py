@@ -7,13 +7,14 @@ by Gauss-Hermite quadrature at K nodes. Parameters are a dict: `logit` [2, Z] by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 from trim_jax.sim import tables
 from trim_jax.sim.events import Events
@@ -38,6 +39,7 @@ class Steps:
 
     @classmethod
     def of(cls, events: Events, kind: np.ndarray) -> Steps:
+        """The events as steps of these kinds, int [E]."""
         return cls(kind, events.t, events.n, events.right)
 
 
@@ -118,3 +120,17 @@ def log_prior(p: Mapping[str, jax.Array]) -> jax.Array:
         (p[name] ** 2).sum() for name in ("sd", "slope", "trend")
     )
     return -0.5 * squares + jnp.log1p(-p["rho"] ** 2)
+
+
+def minimise(loss_and_slope: Callable, start: Any, *data: Any) -> np.ndarray:
+    """Where a loss is least, float64 [N], by L-BFGS from `start` [N].
+
+    Args:
+      loss_and_slope: jitted; of x, float32 [N], and `data`: the loss and its gradient.
+    """
+
+    def both(x):
+        value, slope = loss_and_slope(jnp.asarray(x, jnp.float32), *data)
+        return float(value), np.asarray(slope, float)
+
+    return scipy.optimize.minimize(both, start, jac=True, method="L-BFGS-B").x

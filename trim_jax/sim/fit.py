@@ -20,7 +20,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 from trim_jax.errors import ResultError
 from trim_jax.eval.traces import Result
@@ -192,16 +191,10 @@ def _fit_effects(drafts, draft_kind, rewrites, strong_kind, kinds):
 
     split = lambda x: effects.unpack(x, shapes)  # noqa: E731
     loss = jax.jit(lambda x: -(log_likelihood(split(x)) + log_prior(split(x))))
-    gradient = jax.jit(jax.value_and_grad(loss))
-
-    def both(x):
-        value, slope = gradient(jnp.asarray(x, jnp.float32))
-        return float(value), np.asarray(slope, float)
-
     start = np.concatenate([np.full(kinds, 1.0), np.full(kinds, 3.0), np.log([0.5, 0.5]), [0.5],
                             np.zeros(7)])  # fmt: skip
-    best = scipy.optimize.minimize(both, start, jac=True, method="L-BFGS-B")
-    x = jnp.asarray(best.x, jnp.float32)
+    best = effects.minimise(jax.jit(jax.value_and_grad(loss)), start)
+    x = jnp.asarray(best, jnp.float32)
     found = {name: np.asarray(value) for name, value in split(x).items()}
     raw = np.sqrt(np.abs(np.diag(np.linalg.inv(np.asarray(jax.hessian(loss)(x), float)))))
     errors = {name: np.asarray(value) for name, value in split(jnp.asarray(raw)).items()}

@@ -47,7 +47,7 @@ import scipy.stats
 
 from trim_jax.errors import DataError
 from trim_jax.policies.simple import Threshold
-from trim_jax.sim import deblur, tables
+from trim_jax.sim import deblur, effects, tables
 from trim_jax.sim.env import rollout
 from trim_jax.sim.process import ENTRIES, LARGE, S0, S1, S2, SMALL, Process
 
@@ -192,14 +192,8 @@ def _fit_model(histogram: dict[str, Any], lengths: np.ndarray) -> dict[str, floa
         fit = correct[1:] @ jnp.log(all_right + 1e-12) + wrong[1:] @ jnp.log(errs + 1e-12)
         return -fit + 0.5 * (jnp.exp(2 * x[1]) + x[2] ** 2 + x[3] ** 2)
 
-    gradient = jax.jit(jax.value_and_grad(loss))
-
-    def both(x):
-        value, slope = gradient(jnp.asarray(x, jnp.float32))
-        return float(value), np.asarray(slope, float)
-
-    best = scipy.optimize.minimize(both, [2.5, -0.5, 0.0, 0.0], jac=True, method="L-BFGS-B")
-    mean, log_sd, slope, first = (float(v) for v in best.x)
+    best = effects.minimise(jax.jit(jax.value_and_grad(loss)), [2.5, -0.5, 0.0, 0.0])
+    mean, log_sd, slope, first = (float(v) for v in best)
     return {"mean": mean, "sd": float(np.exp(log_sd)), "slope": slope, "first": first}
 
 

@@ -285,11 +285,7 @@ def _fit_effects(pair: Pair, weights: np.ndarray, draft_wrong: float) -> dict[st
         data.append(effects.alike(steps, events.problem, len(pair.ids)))
     weights = jnp.asarray(weights, jnp.float32)
 
-    def both(x):
-        value, slope = _loss_and_slope(jnp.asarray(x, jnp.float32), *data, weights, draft_wrong)
-        return float(value), np.asarray(slope, float)
-
     start = np.concatenate([np.full(KINDS, 1.0), np.full(KINDS, 2.0), [0.0, 0.0, 0.5], np.zeros(4)])
-    best = scipy.optimize.minimize(both, start, jac=True, method="L-BFGS-B")
-    found = effects.unpack(jnp.asarray(best.x, jnp.float32), _SHAPES)
+    best = effects.minimise(_loss_and_slope, start, *data, weights, draft_wrong)
+    found = effects.unpack(jnp.asarray(best, jnp.float32), _SHAPES)
     return {name: np.asarray(value) for name, value in found.items()}
