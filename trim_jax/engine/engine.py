@@ -17,6 +17,7 @@ from trim_jax.engine import hosts
 from trim_jax.engine import rows as R
 from trim_jax.engine.loop import LoopConfig
 from trim_jax.engine.machine import TICKS, Seen
+from trim_jax.engine.queues import Queues
 from trim_jax.engine.replay import Replay
 from trim_jax.engine.rows import Rows
 from trim_jax.engine.sampling import Sampling, row_key
@@ -217,6 +218,7 @@ class Engine:
         self.executed = np.zeros([len(self.loop.kinds), 3], np.int64)
         self.ticks = 0
         self._first_cell = np.cumsum([0] + [len(policy.settings) for policy in policies])
+        self._blank: Rows = jax.tree.map(lambda x: x[0], self.loop.blank(1))
         self.machine = hosts.machine(self.loop, params, mesh)
         self.store = store
         self._replay = Replay(self.loop)
@@ -267,7 +269,7 @@ class Engine:
         numbered: list[Request] = []
         source = iter(requests)
         pending: collections.deque[Rows] = collections.deque()
-        queues: list[list[Rows]] = [[] for _ in range(self.shards)]
+        queues = Queues(self._blank, self.shards, self.loop.queue)
         exhausted = False
         finished: list[Rows] = []
         store = None if anew else self.store
@@ -280,6 +282,8 @@ class Engine:
                 wanted = self.loop.queue * self.shards - len(pending)
                 fresh = list(itertools.islice(source, wanted))
                 exhausted = len(fresh) < wanted
+                # The longest first: at the end, the fewest are left that others no longer fill up.
+                fresh.sort(key=lambda request: len(request.prompt), reverse=True)
                 items: Iterable[Rows] = []
                 for request in fresh:
                     self.check(request)
@@ -293,19 +297,17 @@ class Engine:
                         self._check_latest(own)
                     else:
                         pending.append(self._without_caches(row))
-            for _ in range(self.loop.queue):  # deal evenly over the shards
-                for queue in queues:
-                    if pending and len(queue) < self.loop.queue:
-                        queue.append(pending.popleft())
-            if not any(queues) and (seen is None or (np.asarray(seen.phase) == R.FREE).all()):
+            queues.deal(pending)
+            idle = seen is None or (np.asarray(seen.phase) == R.FREE).all()
+            if idle and not queues.waiting.any():
                 break
-            seen = self._call(queues, more=bool(pending) or not exhausted)
+            more = bool(pending) or not exhausted
+            seen = self.machine.call(*queues.packed(), queues.waiting.copy(), more)
             # The devices are at work: time to hand over what was finished before.
             for record in finished:
                 yield self._solution(record, numbered[int(record.item)])
             self._check_latest(own)
-            for queue, head in zip(queues, np.asarray(seen.head)):
-                del queue[: int(head)]
+            queues.drop(np.asarray(seen.head))
             executed = np.asarray(seen.work, np.int64).sum(axis=0)
             ticks = int(np.asarray(seen.ticks).max())
             if ticks == TICKS and not executed.any():
@@ -346,33 +348,26 @@ class Engine:
         if self._latest != own:
             raise RuntimeError("an engine does one run at a time, and another was begun")
 
-    def _call(self, queues: list[list[Rows]], more: bool) -> Seen:
-        blank = jax.tree.map(lambda x: x[0], self.loop.blank(1))
-        rows = [blank, *(row for queue in queues for row in queue)]
-        index = np.zeros([self.shards, self.loop.queue], np.int32)  # the blank one, and then
-        first = 1
-        for places, queue in zip(index, queues):
-            places[: len(queue)] = np.arange(first, first + len(queue))
-            first += len(queue)
-        stacked = jax.tree.map(lambda *xs: np.stack(xs), *rows)
-        tail = np.array([len(queue) for queue in queues], np.int32)
-        return self.machine.call(stacked, index.reshape(-1), tail, more)
-
     def _item(self, request: Request, number: int) -> Rows:
-        row = jax.tree.map(lambda x: np.array(x[0]), self.loop.blank(1))
+        blank = self._blank
+        cells = blank.cells.copy()
         for policy, lo, hi in request.cells:
-            row.cells[self._first_cell[policy] + np.arange(lo, hi)] = True
-        n, n_prm = len(request.prompt), len(request.prm_prompt)
-        row.tokens[:n] = request.prompt
-        row.prm_tokens[:n_prm] = request.prm_prompt
-        if self.loop.references:
-            known = np.asarray(request.reference, np.int32)[: self.loop.context]
-            row.reference[:] = -1
-            row.reference[: len(known)] = known
+            first = self._first_cell[policy]
+            cells[first + lo : first + hi] = True
+
+        def filled(field: np.ndarray, tokens: Sequence[int], rest: int = 0) -> np.ndarray:
+            field = np.full_like(field, rest)
+            tokens = tokens[: len(field)]
+            field[: len(tokens)] = tokens
+            return field
+
         number_of = lambda x: np.asarray(x, np.int32)  # noqa: E731
-        return row.replace(
-            phase=number_of(R.PLANNING), item=number_of(number), n_tokens=number_of(n),
-            n_prm=number_of(n_prm), prm_prompt=number_of(n_prm),
+        n, n_prm = len(request.prompt), number_of(len(request.prm_prompt))
+        return blank.replace(
+            phase=number_of(R.PLANNING), item=number_of(number), cells=cells,
+            tokens=filled(blank.tokens, request.prompt), n_tokens=number_of(n),
+            prm_tokens=filled(blank.prm_tokens, request.prm_prompt), n_prm=n_prm, prm_prompt=n_prm,
+            reference=filled(blank.reference, request.reference, rest=-1),
             key=np.asarray(row_key(request.seed, request.problem_id)),
         )  # fmt: skip
 
@@ -389,8 +384,10 @@ class Engine:
         out = self.machine.out()
         for shard, count in enumerate(counts):
             begin = shard * self.loop.out
-            for i in range(begin, begin + int(count)):
-                yield jax.tree.map(lambda x, i=i: np.array(x[i]), out)
+            # A copy of all: the next call writes over them. Each record is a view.
+            records = jax.tree.map(lambda x: np.array(x[begin : begin + count]), out)  # noqa: B023
+            for i in range(count):
+                yield jax.tree.map(lambda x, i=i: x[i, ...], records)
 
     def _ranges(self, cells: np.ndarray) -> tuple[Cells, ...]:
         """The cells of a bool [C] as ranges of neighbouring settings."""
@@ -402,30 +399,33 @@ class Engine:
         return tuple(found)
 
     def _solution(self, record: Rows, request: Request) -> Solution:
-        number = lambda x: None if np.isnan(x) else float(x)  # noqa: E731
-        at = lambda x, i: number(x[i]) if len(x) else None  # noqa: E731
-        steps, start, discarded = [], int(len(request.prompt)), 0
-        for i in range(int(record.t)):
-            end, draft = int(record.step_end[i]), None
-            if record.draft_cost[i] >= 0:
-                draft_end = int(record.discarded_end[i])
-                draft = tuple(record.discarded[discarded:draft_end].tolist())
-                discarded = draft_end
+        # As lists of Python's own numbers, once for all steps: one at a time is ten times slower.
+        t, begin, draft_begin = int(record.t), len(request.prompt), 0
+        listed = lambda x: x[:t].tolist()  # noqa: E731
+        known = lambda x: [None if math.isnan(each) else each for each in listed(x)] or [None] * t  # noqa: E731
+        tokens, discarded = record.tokens.tolist(), record.discarded.tolist()
+        writer, action, cost = map(listed, (record.writer, record.action, record.cost))
+        draft_cost, draft_end = listed(record.draft_cost), listed(record.discarded_end)
+        score, draft_score = known(record.score), known(record.draft_score)
+        first_entropy, draft_loglik = known(record.first_entropy), known(record.draft_loglik)
+        steps = []
+        for i, end in enumerate(listed(record.step_end)):
+            drafted = draft_cost[i] >= 0
             steps.append(
                 Step(
-                    tokens=tuple(record.tokens[start:end].tolist()),
-                    writer=int(record.writer[i]),
-                    action=int(record.action[i]),
-                    cost=int(record.cost[i]),
-                    score=number(record.score[i]),
-                    draft_score=number(record.draft_score[i]),
-                    draft=draft,
-                    draft_cost=int(record.draft_cost[i]) if draft is not None else None,
-                    first_entropy=at(record.first_entropy, i),
-                    draft_loglik=at(record.draft_loglik, i),
+                    tokens=tuple(tokens[begin:end]),
+                    writer=writer[i],
+                    action=action[i],
+                    cost=cost[i],
+                    score=score[i],
+                    draft_score=draft_score[i],
+                    draft=tuple(discarded[draft_begin : draft_end[i]]) if drafted else None,
+                    draft_cost=draft_cost[i] if drafted else None,
+                    first_entropy=first_entropy[i],
+                    draft_loglik=draft_loglik[i],
                 )
             )
-            start = end
+            begin, draft_begin = end, draft_end[i] if drafted else draft_begin
         return Solution(
             request, self._ranges(record.cells), tuple(steps), R.FINISHES[int(record.finish)],
             np.array(record.ledger),
