@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.study.hard = 0
     config.study.query = False
     config.study.timed = 0
+    config.study.refits = 0
     config.study.policies = (
         "pomdp", "pomdp-no_last", "pomdp_filtered", "pomdp_filtered-no_last",
         "agg", "agg-product", "agg-paper", "agg-release", "agg-priced", "agg-takeover",

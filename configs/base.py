@@ -193,6 +193,8 @@ def add_study(config: ConfigDict) -> None:
     config.study.timed = 200
     # Also train the query-level routers.
     config.study.query = True
+    # Fits of the simulator to resampled problems, for the intervals of its predictions; 0 for none.
+    config.study.refits = 20
     # Seed of all training.
     config.study.seed = 0
 
@@ -229,6 +231,7 @@ RANGES = {
     "study.train": (50, None),
     "study.hard": (0, None),
     "study.timed": (0, None),
+    "study.refits": (0, None),
     "study.tune_rounds": (1, None),
     "study.tune_problems": (1, None),
     "study.worths": (1, None),

@@ -21,5 +21,6 @@ def get_config() -> ConfigDict:
     # Tuning compiles an engine for each policy: a fifth of the time that this is to take.
     config.study.policies = tuple(p for p in config.study.policies if not p.endswith("-tuned"))
     config.study.timed = 30
+    config.study.refits = 0
     return config
 

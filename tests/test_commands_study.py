@@ -21,7 +21,7 @@ SMALL = ["--config.study.train=50", "--config.data.limit=4", "--config.sweep.val
          "--config.study.query=false", "--config.sweep.thresholds=0,0.5,0.9,1",
          "--config.sweep.random=0.5",
          "--config.study.tune_rounds=1", "--config.study.tune_problems=4",
-         "--config.study.timed=2",
+         "--config.study.timed=2", "--config.study.refits=2",
          # One of each kind: solved, learned, tuned on the models, judged, on likelihood, peeking.
          "--config.study.policies=pomdp_filtered,q,q-tuned,q-judged,loglik,glimp"]  # fmt: skip
 
@@ -53,6 +53,7 @@ def test_a_study_from_end_to_end_and_again(tmp_path, short):
         assert points[0]["value"] == points[1]["value"]
     predicted = (out / "simulator.txt").read_text().splitlines()[1:]
     assert {line.split()[0] for line in predicted} == names - {"glimp"}
+    assert all(line.count("agree") == 2 for line in predicted)
     assert (out / "study.png").stat().st_size > 10_000
     assert "times less" in table
     timed = json.loads((out / "walltime.json").read_text())

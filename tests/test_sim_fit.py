@@ -109,10 +109,68 @@ def test_comparison_and_figure(fitted, result):
     assert (found.share.predicted[[0, -1]] == [0, 1]).all()
     _, line = compare.table_of([found]).splitlines()
     assert line.count("5 inside, 0.00 points") == 2 and line.count("inside") == 4
+    assert "agree" not in line
+    (known,) = compare.compare(fitted[0], result, fitted=result, refits=[fitted[0]] * 3)
+    _, line = compare.table_of([known]).splitlines()
+    assert line.count("5 agree, 5 inside") == 2
+    assert (compare.figure([known]).axes[0].collections[-1].get_alpha()) < 0.5  # a band
     # What ran at other settings, or was not given, says nothing.
     few = dataclasses.replace(found.accuracy, fitted=None)
     assert " - " in compare.table_of([dataclasses.replace(found, accuracy=few)])
     assert [ax.get_title("left") for ax in compare.figure([found]).axes] == ["TRIM-Thr"]
+
+
+def test_refits_spread_as_the_standard_errors_say(result, fitted):
+    process, report = fitted
+    fits = list(fit.resampled_fits(result, 8))
+    assert len({jax.tree.map(jnp.shape, p) == jax.tree.map(jnp.shape, fits[0]) for p in fits}) == 1
+    spread = lambda read: np.std([float(read(p)) for p in fits], ddof=1)  # noqa: E731
+    for name, read in (("sd.small", lambda p: p.effect_sd[0]),
+                       ("draft_wrong.constant", lambda p: p.draft_wrong[0])):  # fmt: skip
+        # Of 8, with 7 degrees of freedom: 99 % of the time within these.
+        assert 0.35 < spread(read) / report.parameters[name][1] < 1.8, name
+    # Right steps of the last kind are a share of so many: an error that is known by hand.
+    mean = np.mean([np.asarray(p.n_steps).mean() for p in fits])
+    assert mean == pytest.approx(float(process.n_steps.mean()), abs=4 * 2.3 / 1500**0.5)
+    assert 0.35 < spread(lambda p: p.n_steps.mean()) / (2.3 / 1500**0.5) < 1.8
+
+
+def test_problems_drawn_once_each_give_the_fit_itself(result, fitted):
+    observed = fit._Observed.of(*read_events(result))
+    effects = fit._most_likely(observed.evidence, np.ones(observed.problems), observed.start)
+    pseudo = fitted[1].pseudo_counts
+    again = observed.drawn(np.ones(observed.problems, int)).process(effects, 30, pseudo)[0]
+    jax.tree.map(np.testing.assert_array_equal, again, fitted[0])
+    # Twice as many of the same: the prior says less, and the search ends elsewhere by a little.
+    twice = np.full(observed.problems, 2)
+    effects = fit._most_likely(observed.evidence, twice, effects)
+    again = observed.drawn(twice).process(effects, 30, pseudo)[0]
+    assert len(again.n_steps) == 2 * len(fitted[0].n_steps)
+    np.testing.assert_allclose(again.effect_sd, fitted[0].effect_sd, atol=0.03)
+    np.testing.assert_array_equal(again.draft_tokens, fitted[0].draft_tokens)
+
+
+def test_the_error_of_a_prediction_is_that_of_the_fits_and_not_of_chance(truth):
+    policy, key = Threshold((0.0, 1.0)), jax.random.key(3)
+    alike = compare._errors([truth] * 60, policy, key, 2000)
+    assert (alike < 0.007).all()  # by chance alone they would differ by 0.011
+    shifts = np.linspace(-0.6, 0.6, 12)
+    apart = [truth.replace(logit=truth.logit.at[0].add(shift)) for shift in shifts]
+    each = [env.rollout(p, policy, key, 20_000).accuracy[0] for p in apart]
+    accuracy, share = compare._errors(apart, policy, key, 2000)
+    assert accuracy[0] == pytest.approx(np.std(each, ddof=1), rel=0.1) and accuracy[0] > 0.05
+    assert accuracy[1] < 0.01 and (share < 1e-6).all()  # the ends cost nothing, and everything
+
+
+def test_predictions_agree_where_the_difference_is_within_its_interval():
+    three = lambda *x: np.array(x, float)  # noqa: E731
+    series = compare.Series(
+        predicted=three(0.54, 0.54, 0.45), recorded=three(0.5, 0.5, 0.5),
+        low=three(0.4, 0.4, 0.46), high=three(0.53, 0.53, 0.6), error=three(0.01, 0.02, 0.0),
+    )  # fmt: skip
+    # Limits: hypot(0.03, 0.0196) = 0.036; hypot(0.03, 0.039) = 0.049; 0.04.
+    assert series.agrees.tolist() == [False, True, False]
+    assert not series.inside(series.predicted).any()
 
 
 def test_networks_of_their_own_are_simulated_one_by_one_to_the_same_end(truth):

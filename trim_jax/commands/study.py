@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -43,7 +43,10 @@ from trim_jax.query.outcomes import from_result
 from trim_jax.query.router import Fitted
 from trim_jax.results import ResultFolder, atomic_write, dumps
 from trim_jax.sim import compare
+from trim_jax.sim.fit import resampled_fits
+from trim_jax.sim.process import Process
 from trim_jax.tasks.data import Problem, load_problems
+from trim_jax.train.judged import resampled_judged
 from trim_jax.train.policies import (
     LIKELIHOODS, RECIPES, Order, check_names, simulator, train_apart, tuned_from,
 )  # fmt: skip
@@ -70,6 +73,8 @@ def run(config: ConfigDict) -> Path:
     if not config.sweep.validation:
         raise ConfigError("study: sweep.validation must be above 0, settings are chosen there")
     check_names(size.policies)
+    if size.refits == 1:
+        raise ConfigError("study: study.refits is 0, or at least 2: one fit has no spread")
     out = Path(config.out)
     trio = setup.load_models(config)
     splits = {
@@ -239,10 +244,18 @@ class _Study:
         scored = compare.known_policies(test) | {
             name: policy for name, policy in learned.items() if not (policy.peeks or policy.judges)
         }
-        process = simulator(collected, self.out / "policies", steps)
-        predicted = compare.compare(process, test, scored, fitted=collected)
-        if self.judges:
-            judging = {name: on_scores(policy) for name, policy in learned.items() if policy.judges}
-            process = simulator(collected, self.out / "policies", steps, judges=True)
-            predicted += compare.compare(process, test, judging, fitted=collected)
+        judging = {name: on_scores(policy) for name, policy in learned.items() if policy.judges}
+        predicted = []
+        for policies, judges in ((scored, False), (judging, True)):
+            if policies:
+                process = simulator(collected, self.out / "policies", steps, judges)
+                refits = list(self.refits(collected, steps, judges))
+                predicted += compare.compare(process, test, policies, 0, collected, refits)
         return predicted
+
+    def refits(self, collected: Result, max_steps: int, judges: bool) -> Iterable[Process]:
+        """The simulator fitted to resampled problems."""
+        fits, again = self.config.study.refits, resampled_judged if judges else resampled_fits
+        if not fits:
+            return ()
+        return tqdm(again(collected, fits, max_steps), "fitted again", fits, unit=" fits")

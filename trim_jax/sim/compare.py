@@ -28,7 +28,10 @@ from trim_jax.sim.process import Process
 # Simulated problems: at most so many, where the standard error of an accuracy is 0.2 points, or so
 # many times the recorded solutions, whose intervals are then far wider.
 ROWS, TIMES = 50_000, 20
+# And in each refit: what they differ by at random, which is known, is taken off their variance.
+REFIT_ROWS = 5000
 RESAMPLES = 1000
+Z95 = 1.96
 # Policies with a larger state than this many bytes a row are simulated one setting at a time, on as
 # many rows as fit the memory.
 LARGE_STATE, MEMORY = 1024, 4 * 10**8
@@ -38,19 +41,29 @@ LARGE_STATE, MEMORY = 1024, 4 * 10**8
 class Series:
     """One quantity of every setting (S): predicted, recorded, and the recorded 95 % interval.
 
-    `fitted` is what was recorded on the problems that the simulator was fitted to, if this policy
-    ran on them, or None. A perfect simulator would say this, and miss the others' intervals as often.
+    `error` is the standard error of the prediction, which comes from no more problems than the
+    recorded value; None if it was not asked for. `fitted` is what was recorded on the problems that
+    the simulator was fitted to, if this policy ran on them, or None. A perfect simulator would say
+    this, and miss the others' intervals as often.
     """
 
     predicted: np.ndarray
     recorded: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    error: np.ndarray | None = None
     fitted: np.ndarray | None = None
 
     def inside(self, guess: np.ndarray) -> np.ndarray:
-        """bool [S]: `guess` is within the interval (to the rounding of floats)."""
+        """bool [S]: `guess` is within the recorded interval (to the rounding of floats)."""
         return (guess >= self.low - 1e-6) & (guess <= self.high + 1e-6)
+
+    @property
+    def agrees(self) -> np.ndarray:
+        """bool [S]: the difference from what was recorded is within its own 95 % interval."""
+        off = self.predicted - self.recorded
+        recorded = np.where(off > 0, self.high - self.recorded, self.recorded - self.low)
+        return np.abs(off) <= np.hypot(recorded, Z95 * self.error) + 1e-6
 
     def agreement(self, guess: np.ndarray) -> str:
         """Settings at which `guess` is inside, and its mean absolute error."""
@@ -80,47 +93,71 @@ def known_policies(result: Result) -> dict[str, Policy]:
 
 def compare(
     process: Process, result: Result, policies: dict[str, Policy] | None = None, seed: int = 0,
-    fitted: Result | None = None,
+    fitted: Result | None = None, refits: Sequence[Process] = (),
 ) -> list[Comparison]:  # fmt: skip
     """Predicts `policies` of a recorded run, by name; by default those that need no weights.
 
     Args:
       fitted: the run that `process` was fitted to, for `Series.fitted`.
+      refits: processes fitted to resamples of its problems, for `Series.error`.
 
     Raises:
       ResultError: a run has no strong-only anchor, or cells without a trace.
     """
     policies = known_policies(result) if policies is None else policies
-    key, process = jax.random.key(seed), process.trimmed()
+    process = process.trimmed()
+    # They have no longer plans: of one shape, they are compiled once.
+    refits = [p.trimmed(process.max_steps).replace(history=process.history) for p in refits]
+    key = jax.random.key(seed)
     rows = min(ROWS, TIMES * len(result.problems) * len(result.seeds))
-    strong = float(rollout(process, Always(), key, rows).strong_tokens[0])
     found, known = tables(result), tables(fitted) if fitted is not None else {}
     drawn = resample(len(result.problems), len(result.seeds), RESAMPLES)
     anchor = _anchor(found)
+    means = lambda x: x.mean((1, 2))  # noqa: E731
+    share = lambda tokens, full: tokens / full[..., :1]  # noqa: E731
     out = []
     for name, policy in tqdm(policies.items(), desc="simulated", unit=" policies"):
         table = found[name]
-        simulated = _simulate(process, policy, key, rows)
-        share = lambda tokens, full: tokens / full[..., :1]  # noqa: E731
-        means = lambda x: x.mean((1, 2))  # noqa: E731
+        (accuracy, tokens), _ = _predicted(process, policy, key, rows)
         solved = spent = None
         if name in known and known[name].policy.settings == table.policy.settings:
             solved = means(known[name].correct)
             spent = share(means(known[name].strong_tokens), means(_anchor(known)))
-        low, high = _interval(drawn.means(table.correct))
-        accuracy = Series(
-            np.asarray(simulated.accuracy, float), means(table.correct), low, high, solved
-        )
-        low, high = _interval(share(drawn.means(table.strong_tokens), drawn.means(anchor)))
+        errors = _errors(refits, policy, key, min(rows, REFIT_ROWS)) if refits else (None, None)
+        of_accuracy = _interval(drawn.means(table.correct))
+        of_share = _interval(share(drawn.means(table.strong_tokens), drawn.means(anchor)))
         recorded = share(means(table.strong_tokens), means(anchor))
-        tokens = np.asarray(simulated.strong_tokens, float) / strong
         out.append(
             Comparison(
-                name, table.policy.parameter, table.policy.settings, accuracy,
-                Series(tokens, recorded, low, high, spent),
+                name, table.policy.parameter, table.policy.settings,
+                Series(accuracy, means(table.correct), *of_accuracy, errors[0], solved),
+                Series(tokens, recorded, *of_share, errors[1], spent),
             )
         )  # fmt: skip
     return out
+
+
+def _predicted(
+    process: Process, policy: Policy, key: jax.Array, rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and share of strong tokens, float [2, S], and their variances as means of rows."""
+    simulated = _simulate(process, policy, key, rows)
+    correct, tokens = np.asarray(simulated.correct, float), np.asarray(simulated.tokens, float)
+    # The same problems, by the same key; fewer of them where a policy's state is large.
+    alone = rollout(process, Always(), key, rows).tokens[0]
+    strong = np.asarray(alone, float)[: tokens.shape[1]]
+    share = tokens.mean(axis=1) / strong.mean()
+    residual = (tokens - share[:, None] * strong) / strong.mean()
+    variances = [x.var(axis=1) / x.shape[1] for x in (correct, residual)]
+    return np.stack([correct.mean(axis=1), share]), np.stack(variances)
+
+
+def _errors(refits: Sequence[Process], policy: Policy, key: jax.Array, rows: int) -> np.ndarray:
+    """Standard errors [2, S] of a policy's predicted accuracy and share of strong tokens."""
+    keys = jax.random.split(key, len(refits))
+    each = [_predicted(process, policy, own, rows) for process, own in zip(refits, keys)]
+    found, by_chance = (np.stack(x) for x in zip(*each))
+    return np.sqrt(np.maximum(found.var(axis=0, ddof=1) - by_chance.mean(axis=0), 0))
 
 
 def _anchor(found: dict[str, Table]) -> np.ndarray:
@@ -160,16 +197,19 @@ def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def table_of(comparisons: Sequence[Comparison]) -> str:
     """The comparison in text: settings within their intervals, and mean absolute errors.
 
-    Of the prediction, and of what was recorded on the problems that it was fitted to.
+    Of the prediction, and of what was recorded on the problems that it was fitted to. With the
+    standard errors of the predictions, also how many agree with what was recorded (`Series.agrees`).
     """
-    wide, column = 2 + max(len(c.policy) for c in comparisons), 28
+    wide, column = 2 + max(len(c.policy) for c in comparisons), 38
     heads = [f"{quantity}, {guess}" for quantity in ("accuracy", "strong tokens")
              for guess in ("predicted", "fitted to")]  # fmt: skip
     lines = [f"{'policy':<{wide}}{'settings':>9}" + "".join(f"{head:>{column}}" for head in heads)]
     for c in comparisons:
-        guesses = [(series, guess) for series in (c.accuracy, c.share)
-                   for guess in (series.predicted, series.fitted)]  # fmt: skip
-        cells = ["-" if guess is None else series.agreement(guess) for series, guess in guesses]
+        cells = []
+        for series in (c.accuracy, c.share):
+            agree = "" if series.error is None else f"{series.agrees.sum()} agree, "
+            cells += [agree + series.agreement(series.predicted),
+                      "-" if series.fitted is None else series.agreement(series.fitted)]  # fmt: skip
         own = "".join(f"{cell:>{column}}" for cell in cells)
         lines.append(f"{c.policy:<{wide}}{len(c.settings):>9}{own}")
     return "\n".join(lines)
@@ -195,6 +235,13 @@ def figure(comparisons: Sequence[Comparison]) -> Figure:
             ax.plot(100 * c.share.predicted, 100 * c.accuracy.predicted, color=style.INK,
                     linestyle="-" if len(x) > 1 else "none", marker="x", markersize=4, linewidth=1,
                     label="predicted")  # fmt: skip
+            for series, draw in ((c.accuracy, ax.fill_between), (c.share, ax.fill_betweenx)):
+                if series.error is not None and len(x) > 1:
+                    other = c.share if series is c.accuracy else c.accuracy
+                    off = Z95 * series.error
+                    draw(100 * other.predicted, 100 * (series.predicted - off),
+                         100 * (series.predicted + off), color=style.INK, alpha=0.12,
+                         linewidth=0)  # fmt: skip
             ax.set_title(textwrap.fill(label_of(c.policy), 28))
             ax.xaxis.set_major_formatter(figures.PERCENT)
             ax.yaxis.set_major_formatter(figures.PERCENT)

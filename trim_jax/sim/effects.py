@@ -73,12 +73,18 @@ def quadrature(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     return np.float32(both), np.float32(np.log(mass))
 
 
-def unpack(x: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
-    """A vector as parameters of these shapes; it holds the log of `sd` and the atanh of `rho`."""
+def split(x: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """A vector as arrays of these shapes, in their order."""
     out, at = {}, 0
     for name, shape in shapes.items():
         size = int(np.prod(shape))
         out[name], at = x[at : at + size].reshape(shape), at + size
+    return out
+
+
+def unpack(x: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+    """A vector as parameters of these shapes; it holds the log of `sd` and the atanh of `rho`."""
+    out = split(x, shapes)
     return out | {"sd": jnp.exp(out["sd"]), "rho": jnp.tanh(out["rho"])}
 
 

@@ -7,6 +7,7 @@ every (problem, seed, text so far) is counted once, whatever number of settings 
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 import numpy as np
 
@@ -15,8 +16,20 @@ from trim_jax.eval.traces import Result, StepTrace
 from trim_jax.sim.process import S0, S1, S2
 
 
+class _Table:
+    """Rows as columns of equal length."""
+
+    def __len__(self) -> int:
+        return len(self.problem)
+
+    def __getitem__(self, rows: np.ndarray) -> Self:
+        """Those of a mask or of indices."""
+        columns = (getattr(self, f.name)[rows] for f in dataclasses.fields(self))
+        return type(self)(*columns)
+
+
 @dataclasses.dataclass(frozen=True)
-class Events:
+class Events(_Table):
     """One row an event; see the columns. Missing numbers are -1, missing scores nan.
 
     Attributes:
@@ -44,13 +57,6 @@ class Events:
     draft_score: np.ndarray
     draft_tokens: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def __getitem__(self, mask: np.ndarray) -> Events:
-        columns = (getattr(self, f.name)[mask] for f in dataclasses.fields(self))
-        return Events(*columns)
-
     @property
     def state(self) -> np.ndarray:
         """Latent state of the text with this step, int [E]."""
@@ -58,16 +64,18 @@ class Events:
 
 
 @dataclasses.dataclass(frozen=True)
-class Solutions:
+class Solutions(_Table):
     """Of every problem and seed (R), one trace and what came of all.
 
     Attributes:
+      problem: int [R], index of the problem.
       n: int [R], steps of the trace: one that is right to the end, if any.
       tokens: int [R, most], draft length of each of its steps (the step's own, where none).
       wrong, lucky: float [R], share of the traces with a wrong step, and of those that have one
         and the right answer all the same.
     """
 
+    problem: np.ndarray
     n: np.ndarray
     tokens: np.ndarray
     wrong: np.ndarray
@@ -113,7 +121,7 @@ def read_events(result: Result) -> tuple[Events, Events, Solutions]:
     for key, row in rewrites.items():
         if np.isnan(row[10]) and key in drafts:
             row[9:] = [drafts[key][5], *drafts[key][7:9]]
-    return _columns(drafts), _columns(rewrites), _solutions(list(endings.values()))
+    return _columns(drafts), _columns(rewrites), _solutions(endings)
 
 
 def _number(score: float | None) -> float:
@@ -143,10 +151,12 @@ def _columns(events: dict[tuple, list]) -> Events:
     return Events(*(np.array(c, kind) for c, kind in zip(columns, kinds)))
 
 
-def _solutions(groups: list[list[tuple]]) -> Solutions:
+def _solutions(endings: dict[tuple[int, int], list[tuple]]) -> Solutions:
+    groups = endings.values()
     chosen = [max(group, key=lambda ending: ending[0])[2] for group in groups]
     tokens = np.zeros((len(groups), max(map(len, chosen))), int)
     for row, lengths in zip(tokens, chosen):
         row[: len(lengths)] = lengths
     right, lucky = (np.array([np.mean([e[i] for e in g]) for g in groups]) for i in range(2))
-    return Solutions(np.array([len(c) for c in chosen]), tokens, 1 - right, lucky)
+    problem = np.array([at for at, _ in endings])
+    return Solutions(problem, np.array([len(c) for c in chosen]), tokens, 1 - right, lucky)

@@ -100,10 +100,10 @@ class Process:
     def max_steps(self) -> int:
         return self.logit.shape[2]
 
-    def trimmed(self) -> Process:
-        """The same process with a step limit of its longest plan; for trainings, whose work grows
-        with the limit. Not under jit."""
-        longest = int(np.max(self.n_steps))
+    def trimmed(self, longest: int | None = None) -> Process:
+        """The same process with a step limit of `longest`, by default that of its longest plan; the
+        work of a simulation grows with it. Not under jit."""
+        longest = longest or int(np.max(self.n_steps))
         return self.replace(kinds=self.kinds[:, :longest], logit=self.logit[:, :, :longest])
 
 

@@ -105,9 +105,11 @@ def quantile_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 def score_tables(
     drafts: Events, draft_kind: np.ndarray, rewrites: Events, strong_kind: np.ndarray, kinds: int,
-    step_edges: np.ndarray, min_edges: np.ndarray,
-) -> tuple[np.ndarray, float]:
+    step_edges: np.ndarray, min_edges: np.ndarray, pseudo: float | None = None,
+) -> tuple[np.ndarray, float]:  # fmt: skip
     """[2, 3, kinds, C, Q + 1] quantiles of each cell, and the pseudo-observations used.
+
+    They are `pseudo`, or those that predict held-out scores best.
 
     A cell's distribution is the mixture of its own scores and those of the coarser cell: writer,
     state, kind, bin of the number of steps and of the least score -> without the least score ->
@@ -126,7 +128,7 @@ def score_tables(
     where = np.concatenate(parts, axis=1)
     score = np.concatenate([drafts.score, rewrites.score[new]])
     shape = (2, 3, kinds, len(step_edges) + 1, len(min_edges) + 1)
-    pseudo = _choose_pseudo(where, score, shape)
+    pseudo = _choose_pseudo(where, score, shape) if pseudo is None else pseudo
     order = np.argsort(score, kind="stable")
     score, where = score[order], where[:, order]
     out = np.zeros((*shape, QUANTILES + 1))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from trim_jax.errors import ResultError
 from trim_jax.eval.traces import Result, StepTrace, Trace
-from trim_jax.sim.fit import Report, fit_result
+from trim_jax.sim.fit import Report, fit_result, resampled_fits
 from trim_jax.sim.process import LARGE, Process
 
 
@@ -17,8 +18,21 @@ def fit_judged(result: Result, max_steps: int) -> tuple[Process, Report]:
       ResultError: no draft was judged, or the run has no labels or no steps of the large model.
     """
     process, report = fit_result(likelihoods_as_scores(result), max_steps)
+    return _large_is_right(process), report
+
+
+def resampled_judged(result: Result, fits: int, max_steps: int) -> Iterator[Process]:
+    """As `sim.fit.resampled_fits`, with likelihoods for scores.
+
+    Raises:
+      ResultError: see `fit_judged`.
+    """
+    return map(_large_is_right, resampled_fits(likelihoods_as_scores(result), fits, max_steps))
+
+
+def _large_is_right(process: Process) -> Process:
     # The fit draws scarce cells towards the small model's; here what a rewrite has is known.
-    return process.replace(scores=process.scores.at[LARGE].set(1.0)), report
+    return process.replace(scores=process.scores.at[LARGE].set(1.0))
 
 
 def likelihoods_as_scores(result: Result) -> Result:
