@@ -282,8 +282,10 @@ class Engine:
                 wanted = self.loop.queue * self.shards - len(pending)
                 fresh = list(itertools.islice(source, wanted))
                 exhausted = len(fresh) < wanted
-                # The longest first: at the end, the fewest are left that others no longer fill up.
-                fresh.sort(key=lambda request: len(request.prompt), reverse=True)
+                if not self.loop.fork_reserve:
+                    # The longest first: at the end, few are left that others no longer fill up.
+                    # Forks fill up as well, and a long one that finds no slot reads more again.
+                    fresh.sort(key=lambda request: len(request.prompt), reverse=True)
                 items: Iterable[Rows] = []
                 for request in fresh:
                     self.check(request)

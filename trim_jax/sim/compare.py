@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from trim_jax.eval import figures, style
@@ -235,20 +236,24 @@ def figure(comparisons: Sequence[Comparison]) -> Figure:
             ax.plot(100 * c.share.predicted, 100 * c.accuracy.predicted, color=style.INK,
                     linestyle="-" if len(x) > 1 else "none", marker="x", markersize=4, linewidth=1,
                     label="predicted")  # fmt: skip
-            for series, draw in ((c.accuracy, ax.fill_between), (c.share, ax.fill_betweenx)):
-                if series.error is not None and len(x) > 1:
-                    other = c.share if series is c.accuracy else c.accuracy
-                    off = Z95 * series.error
-                    draw(100 * other.predicted, 100 * (series.predicted - off),
-                         100 * (series.predicted + off), color=style.INK, alpha=0.12,
-                         linewidth=0)  # fmt: skip
+            one = len(x) == 1
+            _band(ax.vlines if one else ax.fill_between, c.share.predicted, c.accuracy)
+            _band(ax.hlines if one else ax.fill_betweenx, c.accuracy.predicted, c.share)
             ax.set_title(textwrap.fill(label_of(c.policy), 28))
+            ax.xaxis.set_major_locator(MaxNLocator(5))
             ax.xaxis.set_major_formatter(figures.PERCENT)
             ax.yaxis.set_major_formatter(figures.PERCENT)
             ax.legend(loc="lower right", fontsize=8)
         fig.supxlabel("tokens written by the large model, % of strong-only", fontsize=9.5)
         fig.supylabel("problems solved", fontsize=9.5)
         return figures.laid_out(fig)
+
+
+def _band(draw: Callable, at: np.ndarray, series: Series) -> None:
+    """The 95 % intervals of predictions, along what is predicted of the other quantity, `at`."""
+    if series.error is not None:
+        low, high = (series.predicted + side * Z95 * series.error for side in (-1, 1))
+        draw(100 * at, 100 * low, 100 * high, color=style.INK, alpha=0.12 if len(at) > 1 else 0.5)
 
 
 def _bars(ax, x: np.ndarray, series: Series, color: str) -> None:
