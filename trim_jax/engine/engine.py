@@ -404,7 +404,11 @@ class Engine:
         # As lists of Python's own numbers, once for all steps: one at a time is ten times slower.
         t, begin, draft_begin = int(record.t), len(request.prompt), 0
         listed = lambda x: x[:t].tolist()  # noqa: E731
-        known = lambda x: [None if math.isnan(each) else each for each in listed(x)] or [None] * t  # noqa: E731
+
+        def known(x: np.ndarray) -> list[float | None]:
+            """Without numbers that are missing, or a column for them."""
+            return [None if math.isnan(each) else each for each in listed(x)] or [None] * t
+
         tokens, discarded = record.tokens.tolist(), record.discarded.tolist()
         writer, action, cost = map(listed, (record.writer, record.action, record.cost))
         draft_cost, draft_end = listed(record.draft_cost), listed(record.discarded_end)

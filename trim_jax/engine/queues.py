@@ -28,7 +28,7 @@ class Queues:
         self.waiting = np.zeros([shards], np.int32)
 
     def deal(self, pending: collections.deque[Rows]) -> None:
-        """Take rows from the left of `pending`, each into the shortest queue, while there is room."""
+        """Take rows from the left of `pending` while there is room, each into the shortest queue."""
         fields = jax.tree.leaves(self._rows)
         while pending and self.waiting.min() < self._size:
             shard = int(self.waiting.argmin())

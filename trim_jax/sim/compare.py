@@ -198,8 +198,8 @@ def _interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def table_of(comparisons: Sequence[Comparison]) -> str:
     """The comparison in text: settings within their intervals, and mean absolute errors.
 
-    Of the prediction, and of what was recorded on the problems that it was fitted to. With the
-    standard errors of the predictions, also how many agree with what was recorded (`Series.agrees`).
+    Of the prediction, and of what was recorded on the problems that it was fitted to. With standard
+    errors of the predictions, also how many agree with what was recorded (`Series.agrees`).
     """
     wide, column = 2 + max(len(c.policy) for c in comparisons), 38
     heads = [f"{quantity}, {guess}" for quantity in ("accuracy", "strong tokens")

@@ -174,9 +174,9 @@ class _Observed:
         )  # fmt: skip
 
     def process(
-        self, effects: Mapping[str, np.ndarray], max_steps: int, pseudo: float | None = None
+        self, found: Mapping[str, np.ndarray], max_steps: int, pseudo: float | None = None
     ) -> tuple[Process, float]:
-        """The process with these effects, and the pseudo-observations of its score cells."""
+        """The process with these parameters, and the pseudo-observations of its score cells."""
         drafts, rewrites, solutions = self.drafts, self.rewrites, self.solutions
         edges, kinds = self.length_edges, self.kinds
         draft_kind, strong_kind = _draft_kinds(drafts, edges), _strong_kinds(rewrites, edges)
@@ -191,17 +191,17 @@ class _Observed:
         plan_tokens = np.zeros([len(n_steps), max_steps], int)
         seen = min(max_steps, solutions.tokens.shape[1])
         plan_tokens[:, :seen] = solutions.tokens[: len(n_steps), :seen]
-        by_length = effects["slope"][:, None] * tables.length_scale(max_steps)
+        by_length = found["slope"][:, None] * tables.length_scale(max_steps)
         process = Process(
             n_steps=n_steps,
             kinds=_kinds(np.arange(max_steps), n_steps[:, None], plan_tokens, edges),
-            effect_sd=effects["sd"],
-            effect_correlation=effects["rho"],
+            effect_sd=found["sd"],
+            effect_correlation=found["rho"],
             by_length=by_length,
-            logit=np.repeat(effects["logit"][:, :, None], max_steps, axis=2)
-            + effects["trend"][:, None, None] * tables.step_scale(max_steps),
-            draft_wrong=effects["draft_wrong"],
-            draft_doubted=effects["draft_doubted"],
+            logit=np.repeat(found["logit"][:, :, None], max_steps, axis=2)
+            + found["trend"][:, None, None] * tables.step_scale(max_steps),
+            draft_wrong=found["draft_wrong"],
+            draft_doubted=found["draft_doubted"],
             draft_tokens=tables.by_kind(drafts.tokens, draft_kind, kinds),
             strong_slope=slope,
             strong_rest=rest,
@@ -252,7 +252,7 @@ class _Evidence:
     Attributes:
       small, small_count: drafts, alike ones once (`effects.alike`). bare, bare_count: likewise
         steps of the large model whose draft nobody knows.
-      after: its other steps [A], of problems `after_problem` int [A], ascending, where the draft was
+      after: its other steps [A], of problems `after_problem` int [A], ascending, whose draft was
         right, `after_right` bool [A], and had this `score` float32 [A].
       usual: float32 [2], mean score of drafts that are first wrong ones, and of right ones: that of
         a draft nobody scored.
