@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -179,11 +180,13 @@ def test_bench_end_to_end(arith_folders, capsys):
     assert "million steps a second" in printed and "21 thresholds on 8 problems" in printed
 
 
-def test_one_part_alone(arith_folders):
-    config = bench_config(
-        arith_folders, "--config.bench.parts=simulator", "--config.bench.repeats=1"
-    )
-    assert bench.run(config).keys() == {"config", "provenance", "simulator"}
+@pytest.mark.parametrize("parts", [("simulator",), ()])  # none: as if all ran apart
+def test_some_parts_alone(arith_folders, parts):
+    config = bench_config(arith_folders, "--config.bench.repeats=1")
+    config.bench.parts = parts
+    wanted = {"config", "provenance", *parts}
+    assert bench.run(config).keys() == wanted
+    assert json.loads((Path(config.out) / "bench.json").read_text()).keys() == wanted
 
 
 def test_compilations_are_counted():

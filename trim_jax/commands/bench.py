@@ -48,6 +48,7 @@ def run(config: ConfigDict) -> dict[str, Any]:
     result["provenance"] = provenance.collect(trio.folders, problems)
     if torch_baseline.has_torch():
         result["provenance"]["versions"]["torch"] = importlib.metadata.version("torch")
+    _save(out, result)
     if "throughput" in settings.parts:
         result["throughput"] = []
         for batch in settings.batches:
