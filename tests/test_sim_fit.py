@@ -129,7 +129,7 @@ def test_refits_spread_as_the_standard_errors_say(result, fitted):
                        ("draft_wrong.constant", lambda p: p.draft_wrong[0])):  # fmt: skip
         # Of 8, with 7 degrees of freedom: 99 % of the time within these.
         assert 0.35 < spread(read) / report.parameters[name][1] < 1.8, name
-    # Right steps of the last kind are a share of so many: an error that is known by hand.
+    # Numbers of steps are 3 to 10, all as likely: 2.3 is their standard deviation.
     mean = np.mean([np.asarray(p.n_steps).mean() for p in fits])
     assert mean == pytest.approx(float(process.n_steps.mean()), abs=4 * 2.3 / 1500**0.5)
     assert 0.35 < spread(lambda p: p.n_steps.mean()) / (2.3 / 1500**0.5) < 1.8

@@ -166,7 +166,7 @@ class _Observed:
         """The events of each problem so many times [problems]; the evidence stays as it is."""
 
         def repeated(events):
-            return events[np.repeat(np.arange(len(events.problem)), times[events.problem])]
+            return events[np.repeat(np.arange(len(events)), times[events.problem])]
 
         return dataclasses.replace(
             self, drafts=repeated(self.drafts), rewrites=repeated(self.rewrites),
