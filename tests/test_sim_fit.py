@@ -152,12 +152,19 @@ def test_problems_drawn_once_each_give_the_fit_itself(result, fitted):
 
 def test_the_error_of_a_prediction_is_that_of_the_fits_and_not_of_chance(truth):
     policy, key = Threshold((0.0, 1.0)), jax.random.key(3)
-    alike = compare._errors([truth] * 60, policy, key, 2000)
+
+    def errors(processes):
+        keys = jax.random.split(key, len(processes))
+        return compare._errors(
+            [compare._problems(p, own, 2000) for p, own in zip(processes, keys)], policy
+        )
+
+    alike = errors([truth] * 60)
     assert (alike < 0.007).all()  # by chance alone they would differ by 0.011
     shifts = np.linspace(-0.6, 0.6, 12)
     apart = [truth.replace(logit=truth.logit.at[0].add(shift)) for shift in shifts]
     each = [env.rollout(p, policy, key, 20_000).accuracy[0] for p in apart]
-    accuracy, share = compare._errors(apart, policy, key, 2000)
+    accuracy, share = errors(apart)
     assert accuracy[0] == pytest.approx(np.std(each, ddof=1), rel=0.1) and accuracy[0] > 0.05
     assert accuracy[1] < 0.01 and (share < 1e-6).all()  # the ends cost nothing, and everything
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,9 @@ def compare(
     refits = [p.trimmed(process.max_steps).replace(history=process.history) for p in refits]
     key = jax.random.key(seed)
     rows = min(ROWS, TIMES * len(result.problems) * len(result.seeds))
+    own = _problems(process, key, rows)
+    others = [_problems(p, k, min(rows, REFIT_ROWS))
+              for p, k in zip(refits, jax.random.split(key, len(refits)))]  # fmt: skip
     found, known = tables(result), tables(fitted) if fitted is not None else {}
     drawn = resample(len(result.problems), len(result.seeds), RESAMPLES)
     anchor = _anchor(found)
@@ -119,12 +123,12 @@ def compare(
     out = []
     for name, policy in tqdm(policies.items(), desc="simulated", unit=" policies"):
         table = found[name]
-        (accuracy, tokens), _ = _predicted(process, policy, key, rows)
+        (accuracy, tokens), _ = _predicted(own, policy)
         solved = spent = None
         if name in known and known[name].policy.settings == table.policy.settings:
             solved = means(known[name].correct)
             spent = share(means(known[name].strong_tokens), means(_anchor(known)))
-        errors = _errors(refits, policy, key, min(rows, REFIT_ROWS)) if refits else (None, None)
+        errors = _errors(others, policy) if others else (None, None)
         of_accuracy = _interval(drawn.means(table.correct))
         of_share = _interval(share(drawn.means(table.strong_tokens), drawn.means(anchor)))
         recorded = share(means(table.strong_tokens), means(anchor))
@@ -138,26 +142,35 @@ def compare(
     return out
 
 
-def _predicted(
-    process: Process, policy: Policy, key: jax.Array, rows: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy and share of strong tokens, float [2, S], and their variances as means of rows."""
-    simulated = _simulate(process, policy, key, rows)
-    correct, tokens = np.asarray(simulated.correct, float), np.asarray(simulated.tokens, float)
-    # The same problems, by the same key; fewer of them where a policy's state is large.
+class _Problems(NamedTuple):
+    """Simulated problems, those of `key`, and what the large model alone spends on each."""
+
+    process: Process
+    key: jax.Array
+    strong: np.ndarray
+
+
+def _problems(process: Process, key: jax.Array, rows: int) -> _Problems:
     alone = rollout(process, Always(), key, rows).tokens[0]
-    strong = np.asarray(alone, float)[: tokens.shape[1]]
+    return _Problems(process, key, np.asarray(alone, float))
+
+
+def _predicted(problems: _Problems, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and share of strong tokens, float [2, S], and their variances as means of rows."""
+    process, key, strong = problems
+    simulated = _simulate(process, policy, key, len(strong))
+    correct, tokens = np.asarray(simulated.correct, float), np.asarray(simulated.tokens, float)
+    # The first of these problems where a policy's state is large.
+    strong = strong[: tokens.shape[1]]
     share = tokens.mean(axis=1) / strong.mean()
     residual = (tokens - share[:, None] * strong) / strong.mean()
     variances = [x.var(axis=1) / x.shape[1] for x in (correct, residual)]
     return np.stack([correct.mean(axis=1), share]), np.stack(variances)
 
 
-def _errors(refits: Sequence[Process], policy: Policy, key: jax.Array, rows: int) -> np.ndarray:
+def _errors(refits: Sequence[_Problems], policy: Policy) -> np.ndarray:
     """Standard errors [2, S] of a policy's predicted accuracy and share of strong tokens."""
-    keys = jax.random.split(key, len(refits))
-    each = [_predicted(process, policy, own, rows) for process, own in zip(refits, keys)]
-    found, by_chance = (np.stack(x) for x in zip(*each))
+    found, by_chance = (np.stack(x) for x in zip(*(_predicted(own, policy) for own in refits)))
     return np.sqrt(np.maximum(found.var(axis=0, ddof=1) - by_chance.mean(axis=0), 0))
 
 
