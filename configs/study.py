@@ -1,6 +1,6 @@
 """Every policy on the same problems with the same models: what each costs, and what it recovers.
 
-    trim-jax study                                # over an hour on two cores, resumable
+    trim-jax study                                # an hour and a half on two cores, resumable
     trim-jax study --config study_quick           # on fewer problems, nothing tuned
 
 Traces of `policy_train` are collected once; the simulator is fitted to them, the policies are
