@@ -155,9 +155,8 @@ def test_the_error_of_a_prediction_is_that_of_the_fits_and_not_of_chance(truth):
 
     def errors(processes):
         keys = jax.random.split(key, len(processes))
-        return compare._errors(
-            [compare._problems(p, own, 2000) for p, own in zip(processes, keys)], policy
-        )
+        each = (compare._problems(p, own, 2000) for p, own in zip(processes, keys))
+        return compare._errors([compare._predicted(problems, policy) for problems in each])
 
     alike = errors([truth] * 60)
     assert (alike < 0.007).all()  # by chance alone they would differ by 0.011

@@ -112,23 +112,23 @@ def compare(
     refits = [p.trimmed(process.max_steps).replace(history=process.history) for p in refits]
     key = jax.random.key(seed)
     rows = min(ROWS, TIMES * len(result.problems) * len(result.seeds))
-    own = _problems(process, key, rows)
-    others = [_problems(p, k, min(rows, REFIT_ROWS))
-              for p, k in zip(refits, jax.random.split(key, len(refits)))]  # fmt: skip
+    problems = [_problems(process, key, rows)]
+    for refit, own in zip(refits, jax.random.split(key, len(refits))):
+        problems.append(_problems(refit, own, min(rows, REFIT_ROWS)))
     found, known = tables(result), tables(fitted) if fitted is not None else {}
     drawn = resample(len(result.problems), len(result.seeds), RESAMPLES)
     anchor = _anchor(found)
     means = lambda x: x.mean((1, 2))  # noqa: E731
     share = lambda tokens, full: tokens / full[..., :1]  # noqa: E731
-    out = []
-    for name, policy in tqdm(policies.items(), desc="simulated", unit=" policies"):
+    predictions, out = _predictions(policies, problems), []
+    for name in policies:
         table = found[name]
-        (accuracy, tokens), _ = _predicted(own, policy)
+        ((accuracy, tokens), _), *refitted = predictions[name]
         solved = spent = None
         if name in known and known[name].policy.settings == table.policy.settings:
             solved = means(known[name].correct)
             spent = share(means(known[name].strong_tokens), means(_anchor(known)))
-        errors = _errors(others, policy) if others else (None, None)
+        errors = _errors(refitted) if refitted else (None, None)
         of_accuracy = _interval(drawn.means(table.correct))
         of_share = _interval(share(drawn.means(table.strong_tokens), drawn.means(anchor)))
         recorded = share(means(table.strong_tokens), means(anchor))
@@ -168,9 +168,23 @@ def _predicted(problems: _Problems, policy: Policy) -> tuple[np.ndarray, np.ndar
     return np.stack([correct.mean(axis=1), share]), np.stack(variances)
 
 
-def _errors(refits: Sequence[_Problems], policy: Policy) -> np.ndarray:
-    """Standard errors [2, S] of a policy's predicted accuracy and share of strong tokens."""
-    found, by_chance = (np.stack(x) for x in zip(*(_predicted(own, policy) for own in refits)))
+def _predictions(
+    policies: dict[str, Policy], problems: Sequence[_Problems]
+) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """`_predicted` of each policy on each of `problems`, with a progress bar."""
+    out = {name: [] for name in policies}
+    with tqdm(total=len(policies) * len(problems), desc="simulated", unit=" rollouts") as bar:
+        for name, policy in policies.items():
+            bar.set_postfix_str(name)
+            for own in problems:
+                out[name].append(_predicted(own, policy))
+                bar.update()
+    return out
+
+
+def _errors(refits: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Standard errors [2, S] of a prediction, of what `_predicted` says of each refit."""
+    found, by_chance = (np.stack(x) for x in zip(*refits))
     return np.sqrt(np.maximum(found.var(axis=0, ddof=1) - by_chance.mean(axis=0), 0))
 
 
