@@ -176,12 +176,13 @@ def add_study(config: ConfigDict) -> None:
     # Problems of the split hard that the policies are transferred to; 0 for none.
     config.study.hard = 500
     # Policies beside TRIM-Thr, random and the oracle: pomdp, pomdp_filtered, q, agg, seq, which are
-    # trained; agg-judged and q-judged, trained on the large model's opinion of a draft, not on the
-    # PRM's score; agg-tuned, q-tuned, seq-tuned, which go on learning from solutions of the models;
-    # rsd, glimp, loglik; and more variants, see the config ablation.
+    # trained; agg-priced, one network for all prices instead of one for each; agg-judged and
+    # q-judged, trained on the large model's opinion of a draft, not on the PRM's score; agg-tuned,
+    # q-tuned, seq-tuned, which go on learning from solutions of the models; rsd, glimp, loglik; and
+    # more variants, see the config ablation.
     config.study.policies = (
-        "pomdp", "pomdp_filtered", "q", "q-judged", "q-tuned", "agg", "agg-judged", "agg-tuned",
-        "seq", "rsd", "glimp", "loglik",
+        "pomdp", "pomdp_filtered", "q", "q-judged", "q-tuned", "agg", "agg-priced", "agg-judged",
+        "agg-tuned", "seq", "rsd", "glimp", "loglik",
     )  # fmt: skip
     # Settings of the policies with a price: tokens of the large model that a right answer is worth.
     config.study.worths = (25, 40, 65, 100, 160, 250, 400, 650, 1000, 1600, 3000, 6000, 16000)
