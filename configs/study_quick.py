@@ -1,4 +1,4 @@
-"""The study on fewer problems, with one seed, without the policies tuned on the models.
+"""The study on fewer problems, with one seed, nothing tuned on the models.
 
     trim-jax study --config study_quick
 """
